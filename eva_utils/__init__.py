@@ -1,0 +1,39 @@
+"""A shared PyTorch toolkit for image-classification assignments: data, models, the training loop, figures.
+
+The names below are imported when they are first used, so that `import eva_utils` costs next to nothing.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "fit": "main",
+    "train": "main",
+    "test": "main",
+    "create_model": "models",
+    "list_models": "models",
+    "resnet18": "models",
+    "resnet34": "models",
+    "small_resnet": "models",
+    "load_data": "utils.data",
+    "seed_everything": "utils.runtime",
+    "load_weights": "utils.checkpoint",
+    "History": "utils.history",
+    "param_groups": "utils.optim",
+    "plot_history": "utils.plotting",
+    "summary": "utils.summary",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

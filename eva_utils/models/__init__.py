@@ -1,0 +1,27 @@
+"""Classifiers: each takes images (N, 3, H, W) and returns logits (N, num_classes)."""
+
+from torch import nn
+
+from ..utils.names import unknown_name
+from .resnet import resnet18, resnet34
+from .small_resnet import small_resnet
+
+__all__ = ["create_model", "list_models", "resnet18", "resnet34", "small_resnet"]
+
+_MODELS = {model.__name__: model for model in (resnet18, resnet34, small_resnet)}
+
+
+def list_models() -> list[str]:
+    """Return the names that `create_model` knows."""
+    return list(_MODELS)
+
+
+def create_model(name: str, **kwargs) -> nn.Module:
+    """Build a model by name; the keyword arguments go to its constructor.
+
+    Raises:
+        ValueError: the name is unknown; the nearest known one is named.
+    """
+    if name not in _MODELS:
+        raise unknown_name("model", name, _MODELS)
+    return _MODELS[name](**kwargs)

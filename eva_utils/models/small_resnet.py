@@ -1,0 +1,47 @@
+"""A small residual network for quick experiments: about a minute an epoch of CIFAR-10 on two CPU cores."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from .norms import Norm, make_norm
+from .resnet import BasicBlock, conv3x3, init_convolutions
+
+
+class SmallResNet(nn.Module):
+    """Three stages of 64, 128 and 256 channels; each halves the map by max pooling, then one basic block.
+
+    The last norm of each block starts from weight 0, so that the block starts as the identity (Goyal et
+    al., 2017, https://arxiv.org/abs/1706.02677). Convolutions start as in `eva_utils.models.resnet`. The
+    maps are pooled by their maximum and the logits scaled by 1/8, as in David Page's ResNet-9 (2018,
+    "How to Train Your ResNet").
+
+    Args:
+        num_classes: width of the logits.
+        norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
+    """
+
+    def __init__(self, num_classes: int = 10, norm: Norm = "layer") -> None:
+        super().__init__()
+        make = make_norm(norm)
+        self.layer1 = self._stage(3, 64, make)
+        self.layer2 = self._stage(64, 128, make)
+        self.layer3 = self._stage(128, 256, make)
+        self.fc = nn.Linear(256, num_classes)
+        init_convolutions(self)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+        block = BasicBlock(outputs, outputs, 1, norm)
+        if getattr(block.norm2, "weight", None) is not None:
+            nn.init.zeros_(block.norm2.weight)
+        return nn.Sequential(conv3x3(inputs, outputs), nn.MaxPool2d(2), norm(outputs), nn.ReLU(), block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return 0.125 * self.fc(x.amax(dim=(2, 3)))
+
+
+def small_resnet(num_classes: int = 10, norm: Norm = "layer") -> SmallResNet:
+    """Build a small residual network of 1,923,914 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    return SmallResNet(num_classes, norm)

@@ -1,0 +1,1 @@
+"""One file per concept; import from the file that holds the thing: `from eva_utils.utils.cutout import Cutout`."""

@@ -1,0 +1,208 @@
+"""A run on disk: verified files, written whole or not at all, and what to resume from.
+
+A run's folder holds the full state of its last two epochs (`epoch-0007.pt`), the weights of the best and
+of the last epoch as plain state_dicts (`best.pt`, `last.pt`), and the record (`history.json`).
+
+`torch.load` alone accepts a file in which bits have flipped. Every file here therefore ends with the
+SHA-256 of all that stands before it, placed in the comment that a zip archive may carry, so that
+`torch.load` still reads it. Files hold tensors and plain Python values only and are loaded with
+`weights_only=True`.
+"""
+
+import hashlib
+import io
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+_MARK = b"sha256:"
+_SEAL_BYTES = len(_MARK) + 64
+# Options of an optimizer that a schedule changes as it runs; the saved ones are taken up again.
+_SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
+
+
+class DamagedFileError(ValueError):
+    """A checkpoint whose content is not what was written."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment either the old content is there or all of the new.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk, read back and
+    compared, and then renamed.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if hashlib.sha256(Path(name).read_bytes()).digest() != hashlib.sha256(content).digest():
+            raise OSError(f"{path} was not written correctly: the disk returned other bytes; {path.name} is as it was")
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def save_verified(path: Path, value: object) -> None:
+    """Save tensors and plain Python values with their checksum, atomically.
+
+    Raises:
+        TypeError: the value holds anything else, which `weights_only=True` would not load again.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    try:
+        torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
+    except Exception as error:
+        raise TypeError(f"{path.name} would hold more than tensors and plain values: {error}") from error
+    # A zip archive ends with the length of its comment, so far 0, and the comment.
+    content = buffer.getvalue()[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
+    write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
+
+
+def load_verified(path: Path) -> dict:
+    """Load what `save_verified` saved, onto the CPU.
+
+    Raises:
+        DamagedFileError: the file is truncated or changed.
+    """
+    content = Path(path).read_bytes()
+    body, seal = content[:-64], content[-64:]
+    if not body.endswith(_MARK) or hashlib.sha256(body).hexdigest().encode() != seal:
+        raise DamagedFileError(f"{path} is damaged or was not saved by this package: its checksum does not fit")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.Module:
+    """Load a run's weights into a model, in place, and return the model.
+
+    Args:
+        model: of the architecture that was trained, on any device.
+        run: the run's folder.
+        which: "best" (the epoch of the highest test accuracy) or "last".
+
+    Raises:
+        FileNotFoundError: the folder holds no such weights.
+        ValueError: `which` is neither, the file is damaged, or the weights are of another model.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"which is 'best' or 'last', not {which!r}")
+    path = Path(run) / f"{which}.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the folder that fit(checkpoint=...) wrote")
+    weights = load_verified(path)
+    problem = weights_differ(weights, model)
+    if problem:
+        raise ValueError(f"{path} does not fit this {type(model).__name__}: {problem}; build the model that was trained")
+    model.load_state_dict(weights)
+    return model
+
+
+def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:
+    """Say where a state_dict and a model differ in names or shapes, or None."""
+    own = model.state_dict()
+    for name in own | weights:
+        if name not in weights or name not in own:
+            return f"{name!r} is only in the {'model' if name in own else 'file'}"
+        if own[name].shape != weights[name].shape:
+            return f"{name!r} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+    return None
+
+
+def save_epoch(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:
+    """Put a finished epoch on disk: its full state first, then what can be made from it again."""
+    save_verified(folder / f"epoch-{state['epoch']:04d}.pt", state)
+    write_derived(folder, state, history_json, best_epoch)
+    for number, path in _epoch_files(folder):
+        if number <= state["epoch"] - 2:
+            path.unlink()
+
+
+def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:
+    """Write the plain weights and the record of an epoch that is on disk; a resumed run does it again."""
+    if best_epoch == state["epoch"]:
+        save_verified(folder / "best.pt", state["model"])
+    save_verified(folder / "last.pt", state["model"])
+    write_atomic(folder / "history.json", history_json.encode())
+
+
+def latest_state(folder: Path, log: Callable[[str], None]) -> dict | None:
+    """Return the state of the last finished epoch on disk, or None where there is no run.
+
+    A damaged file is never loaded: the epoch before it is used, and `log` is told.
+
+    Raises:
+        DamagedFileError: there is a run, and no state of it is whole.
+    """
+    found = sorted(_epoch_files(folder), reverse=True)
+    for number, path in found:
+        try:
+            return load_verified(path)
+        except DamagedFileError as error:
+            log(f"{error}; looking for epoch {number - 1}")
+    if found:
+        raise DamagedFileError(f"every checkpoint in {folder} is damaged; choose another folder to start anew")
+    return None
+
+
+def prepare_folder(folder: Path, resume: bool | str) -> None:
+    """Make the run's folder, and refuse one that holds a run unless that run is to be resumed.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False, or holds none and it is True.
+    """
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume is True, False or 'auto', not {resume!r}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"checkpoint {folder} is a file; name a folder")
+    holds_run = folder.is_dir() and (bool(_epoch_files(folder)) or (folder / "history.json").exists())
+    if holds_run and not resume:
+        raise ValueError(f"{folder} already holds a run; continue it with resume='auto', or choose another folder")
+    if not holds_run and resume is True:
+        raise ValueError(f"{folder} holds no run to resume; resume='auto' starts one where there is none")
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".*.pt.*"):
+        unfinished.unlink()
+
+
+def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
+    named = ((re.fullmatch(r"epoch-(\d+)\.pt", path.name), path) for path in folder.iterdir())
+    return [(int(match[1]), path) for match, path in named if match]
+
+
+def check_resumable(saved: dict, model: nn.Module, settings: dict) -> None:
+    """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
+
+    Args:
+        saved: the state of the run on disk.
+        model: the model given now.
+        settings: the settings of the run as they would be now.
+
+    Raises:
+        ValueError: they differ; the first difference is named.
+    """
+    problem = weights_differ(saved["model"], model)
+    if problem:
+        raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
+    before = saved["history"]["settings"]
+    for name in ("optimizer", "scheduler", "criterion", "batches", "train_loader", "test_loader", "precision"):
+        difference = _difference(name, before[name], settings[name])
+        if difference:
+            raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")
+
+
+def _difference(name: str, before: object, now: object) -> str | None:
+    """Say where two settings differ, by their path, or None."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in before | now if key not in _SCHEDULED]
+        found = (_difference(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
+        return next((difference for difference in found if difference), None)
+    return None if before == now else f"{name} was {before!r} and is now {now!r}"

@@ -1,0 +1,228 @@
+"""Datasets to loaders: where the images come from, their mean, standard deviation and class names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from . import shapes
+from .loader import ImageFiles, Loader
+from .names import unknown_name
+from .runtime import memory_bytes, pick_device
+from .transforms import Compose, test_transform, train_transform
+
+# Of the 50,000 training images, for pixels in [0, 1].
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+SOURCES = ("shapes", "cifar10")
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+
+Split = tuple[Tensor | ImageFiles, Tensor]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The loaders of a dataset; `mean` and `std` are those it was normalized with, `validation` may be None."""
+
+    train: Loader
+    validation: Loader | None
+    test: Loader
+    classes: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_data(
+    source: str | Path,
+    root: str | Path = "data",
+    batch_size: int = 128,
+    recipe: str | None = None,
+    validation: int = 0,
+    size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+) -> Data:
+    """Load a dataset as loaders of normalized float32 batches (N, 3, H, W) with labels int64 (N,).
+
+    Images that fit into half of the memory are decoded once and stay there as uint8; others are decoded
+    by a `DataLoader` as they are needed. The batches are the same either way. Mean and standard deviation
+    are CIFAR-10's own, or computed from the training images that are used.
+
+    Args:
+        source: "shapes" (embedded, drawn in seconds), "cifar10" (downloaded to `root` once), or a folder
+            with images under train/<class>/ and test/<class>/.
+        root: where "cifar10" is kept.
+        batch_size: images in a batch; the last may be smaller.
+        recipe: augmentation of the training images, see `eva_utils.utils.transforms.train_transform`;
+            None is "none".
+        validation: training images to hold out, as many of each class, chosen by the seed.
+        size: side in pixels to which a folder's images are resized.
+        limit: keep only so many images of each split, in the classes' proportions, chosen by the seed.
+        seed: of the order, the augmentation and the choices above.
+        device: where the images are kept and the batches are made; the CPU if None.
+        workers: processes that decode images which do not fit into memory.
+
+    Raises:
+        ValueError: an argument is out of range, or the folder is not laid out as above.
+        RuntimeError: CIFAR-10 is absent and cannot be downloaded.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("validation", validation, 0), ("workers", workers, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
+    for name, value in (("size", size), ("limit", limit)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is None or a whole number from 1 up, not {value!r}")
+    placed = pick_device(device or "cpu")
+    train_transform(recipe or "none", (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
+
+    train, test, classes = _read(source, Path(root), size)
+    if validation >= len(train[1]):
+        raise ValueError(f"validation={validation} would hold out all of the {len(train[1])} training images")
+    held = _stratified(train[1], validation, seed)
+    kept = torch.ones(len(train[1]), dtype=torch.bool)
+    kept[held] = False
+    splits = [_pick(train, kept.nonzero().flatten()), _pick(train, held), test]
+    if limit is not None:
+        splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
+    fits = _uint8_bytes([images for images, _ in splits]) <= memory_bytes(placed) // 2
+    if fits:
+        splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
+    known = (CIFAR10_MEAN, CIFAR10_STD) if source == "cifar10" else None
+    mean, std = known or _statistics(splits[0][0], workers)
+
+    def loader(split: Split, transform: Compose, shuffle: bool = False) -> Loader:
+        return Loader(
+            *split, transform, batch_size=batch_size, shuffle=shuffle, seed=seed, device=placed, workers=workers
+        )
+
+    plain = test_transform(mean, std)
+    return Data(
+        train=loader(splits[0], train_transform(recipe or "none", mean, std), shuffle=True),
+        validation=loader(splits[1], plain) if validation else None,
+        test=loader(splits[2], plain),
+        classes=classes,
+        mean=mean,
+        std=std,
+    )
+
+
+def _read(source: str | Path, root: Path, size: int | None) -> tuple[Split, Split, list[str]]:
+    """Return the training split, the test split and the class names."""
+    if source in SOURCES and size is not None:
+        raise ValueError(f"size resizes a folder's images; {source!r} has its own: leave size out")
+    if source == "shapes":
+        train, test = shapes.make_shapes("train"), shapes.make_shapes("test")
+        return (train.images, train.labels), (test.images, test.labels), list(shapes.CLASSES)
+    if source == "cifar10":
+        return _read_cifar10(root)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise unknown_name("data source (and no such folder)", str(source), SOURCES)
+    for part in ("train", "test"):
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} has no {part}/ folder; put the images under train/<class>/ and test/<class>/")
+    classes = _class_names(folder / "train")
+    if classes != _class_names(folder / "test"):
+        odd = sorted(set(classes) ^ set(_class_names(folder / "test")))
+        raise ValueError(f"train/ and test/ of {folder} must hold the same classes; only one has {', '.join(odd)}")
+    return _list_images(folder / "train", classes, size), _list_images(folder / "test", classes, size), classes
+
+
+def _read_cifar10(root: Path) -> tuple[Split, Split, list[str]]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        train, test = (CIFAR10(str(root), train=part, download=not _has_cifar10(root)) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"CIFAR-10 is not in {root} and could not be downloaded ({error}); "
+            "use 'shapes' or a folder of images, or place the unpacked cifar-10-batches-py there"
+        ) from error
+    train_split, test_split = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in (train, test)
+    )
+    return train_split, test_split, list(train.classes)
+
+
+def _has_cifar10(root: Path) -> bool:
+    return (root / "cifar-10-batches-py").is_dir()
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise ValueError(f"{folder} has no class folder; put the images of each class into a folder of its name")
+    return names
+
+
+def _list_images(folder: Path, classes: list[str], size: int | None) -> Split:
+    """List the image files of each class in order of their names; hidden and other files are ignored."""
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(
+            path
+            for path in (folder / name).iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
+        if not found:
+            raise ValueError(f"{folder / name} has no image; add some or remove the folder")
+        paths += found
+        labels += [label] * len(found)
+    return ImageFiles(paths, size), torch.tensor(labels)
+
+
+def _stratified(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose `count` positions, each class in its share, by the seed; ascending."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return place.argsort(stable=True)[:count].sort().values
+
+
+def _pick(split: Split, positions: Tensor) -> Split:
+    images, labels = split
+    if len(positions) == len(labels):
+        return split
+    return images.pick(positions) if isinstance(images, ImageFiles) else images[positions], labels[positions]
+
+
+def _uint8_bytes(parts: list[Tensor | ImageFiles]) -> int:
+    """Return what the images take as uint8; a folder's are taken to be as large as its first."""
+    return sum(len(part) * part[0].numel() for part in parts if len(part))
+
+
+def _decode(files: ImageFiles) -> Tensor:
+    """Decode all files into one uint8 tensor (N, 3, H, W)."""
+    if not len(files):
+        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    images = torch.empty(len(files), *files[0].shape, dtype=torch.uint8)
+    for index, image in enumerate(map(files.__getitem__, range(len(files)))):
+        if image.shape != images.shape[1:]:
+            raise ValueError(
+                f"{files.paths[index]} is {image.shape[2]}x{image.shape[1]} pixels and {files.paths[0]} is "
+                f"{images.shape[3]}x{images.shape[2]}; give size= to resize all to one side"
+            )
+        images[index] = image
+    return images
+
+
+def _statistics(images: Tensor | ImageFiles, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and standard deviation for pixels in [0, 1], exact from the counts of the 256 levels."""
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    batches = images.split(1000) if isinstance(images, Tensor) else DataLoader(images, 100, num_workers=workers)
+    for batch in batches:
+        for channel in range(3):
+            counts[channel] += torch.bincount(batch[:, channel].flatten(), minlength=256)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(dim=1, keepdim=True)
+    mean = (share * levels).sum(dim=1)
+    std = (share * (levels - mean[:, None]) ** 2).sum(dim=1).sqrt().clamp(min=1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,94 @@
+"""The record of a run: one row an epoch, and the settings that made it."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+# What a scheduler counts as it goes, and what only says how a step is computed.
+_RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "training"}
+_HOW = {"foreach", "fused", "capturable", "differentiable"}
+
+
+@dataclass
+class History:
+    """What `fit` returns.
+
+    Attributes:
+        rows: one dict an epoch: "epoch" (from 1), "train_loss", "train_accuracy", "test_loss",
+            "test_accuracy", "lr" (of the epoch's last step), "seconds" (training and testing).
+            Losses are means over samples, accuracies percentages of samples.
+        settings: model, optimizer, scheduler, criterion, precision, loaders, seed, versions and hardware.
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def best(self) -> dict:
+        """The row with the highest test accuracy, the first of equals.
+
+        Raises:
+            ValueError: no epoch has finished.
+        """
+        if not self.rows:
+            raise ValueError("no epoch has finished, so there is no best one")
+        return max(self.rows, key=lambda row: row["test_accuracy"])
+
+    def to_json(self) -> str:
+        """Return the record as JSON text, a line for each row."""
+        rows = ",\n".join("  " + json.dumps(row) for row in self.rows)
+        settings = json.dumps(self.settings, indent=1)
+        return f'{{"settings": {settings},\n"rows": [\n{rows}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> "History":
+        """Read what `to_json` wrote."""
+        record = json.loads(text)
+        return cls(rows=record["rows"], settings=record["settings"])
+
+
+def describe_run(
+    model: Any, optimizer: Any, scheduler: Any, criterion: Any, train_loader: Any, test_loader: Any
+) -> dict[str, Any]:
+    """Return what makes a run, as plain values: the class and the options of each of its parts."""
+    groups = {
+        f"group {number}": {"parameters": len(group["params"]), **_plain(group, _HOW)}
+        for number, group in enumerate(optimizer.param_groups)
+    }
+    return {
+        "model": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "optimizer": {"class": type(optimizer).__name__, **groups},
+        "scheduler": {"class": type(scheduler).__name__, **_plain(vars(scheduler), _RUNNING)},
+        "criterion": {
+            "class": getattr(criterion, "__name__", type(criterion).__name__),
+            **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
+        },
+        "batches": len(train_loader),
+        "train_loader": _describe_loader(train_loader),
+        "test_loader": _describe_loader(test_loader),
+    }
+
+
+def _describe_loader(loader: Any) -> dict[str, Any]:
+    options = loader.describe() if hasattr(loader, "describe") else {"batch_size": getattr(loader, "batch_size", None)}
+    return {"class": type(loader).__name__, **options}
+
+
+def _plain(options: dict[str, Any], leave_out: set[str]) -> dict[str, Any]:
+    """Keep the public options that are finite numbers, strings, or lists of these."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return all(map(is_plain, value))
+        return isinstance(value, bool | int | str | type(None)) or (isinstance(value, float) and math.isfinite(value))
+
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if not name.startswith("_") and name not in leave_out and is_plain(value)
+    }

@@ -1,0 +1,137 @@
+"""Batches from uint8 images: in memory, or decoded as they are needed."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .transforms import Compose
+
+
+class ImageFiles(Dataset):
+    """Image files as uint8 tensors (3, H, W), decoded when asked for.
+
+    Args:
+        paths: the files.
+        size: side to resize to; None leaves the images as they are, and then all must be of one size.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int | None = None) -> None:
+        self.paths, self.size = list(paths), size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        import cv2
+
+        path = self.paths[index]
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        if pixels is None:
+            raise ValueError(f"{path} cannot be read as an image; restore or remove it")
+        if self.size is not None and pixels.shape[:2] != (self.size, self.size):
+            method = cv2.INTER_AREA if min(pixels.shape[:2]) > self.size else cv2.INTER_LINEAR
+            pixels = cv2.resize(pixels, (self.size, self.size), interpolation=method)
+        return torch.from_numpy(pixels[..., ::-1].transpose(2, 0, 1).copy())
+
+    def pick(self, positions: Tensor) -> "ImageFiles":
+        """Return the files at these positions."""
+        return ImageFiles([self.paths[position] for position in positions.tolist()], self.size)
+
+
+class Loader:
+    """Batches of (images float32 (N, 3, H, W), labels int64 (N,)), the same for the same seed and epoch.
+
+    The order and every random draw of the transform come from the seed and the epoch alone, whether the
+    images are in memory or decoded by workers; torch's own generator is left as it was. `fit` tells the
+    epoch; in a loop of your own call `set_epoch` first, or each pass repeats the last.
+
+    Args:
+        images: uint8 (N, 3, H, W), moved to the device once; or `ImageFiles`.
+        labels: int64 (N,).
+        transform: from uint8 batch and generator to float batch, see `eva_utils.utils.transforms`.
+        batch_size: images in a batch; the last may be smaller.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the order and of the transform.
+        device: where the batches are made; the CPU if None.
+        workers: processes that decode `ImageFiles`; 0 decodes in this one.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | ImageFiles,
+        labels: Tensor,
+        transform: Compose,
+        *,
+        batch_size: int = 128,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.device = torch.device("cpu") if device is None else device
+        self.fingerprint = _fingerprint(images, labels)
+        self.images = images.to(self.device) if isinstance(images, Tensor) else images
+        self.labels = labels.to(self.device)
+        self.transform, self.batch_size, self.shuffle, self.seed = transform, batch_size, shuffle, seed
+        self.workers, self.epoch = workers, 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose which epoch's order and augmentation the next pass has; epochs count from 1."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order_seed, draw_seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(2).tolist()
+        order = torch.arange(len(self.labels))
+        if self.shuffle:
+            order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(order_seed))
+        generator = torch.Generator(self.device).manual_seed(draw_seed)
+        batches = order.to(self.labels.device).split(self.batch_size)
+        for positions, images in zip(batches, self._pixels(batches), strict=True):
+            yield self.transform(images, generator), self.labels[positions]
+
+    def _pixels(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield each batch's uint8 images on the device."""
+        if isinstance(self.images, Tensor):
+            yield from (self.images[positions] for positions in batches)
+            return
+        decoded = DataLoader(
+            self.images,
+            batch_sampler=[positions.tolist() for positions in batches],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        for images in decoded:
+            yield images.to(self.device, non_blocking=True)
+
+    def describe(self) -> dict:
+        """Return what determines the batches, as plain values: the record of a run keeps it."""
+        return {
+            "images": len(self.labels),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "transform": repr(self.transform),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def _fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
+    """Hash the pixels, or the names and sizes of the files, together with the labels."""
+    digest = hashlib.sha256(labels.cpu().numpy().tobytes())
+    if isinstance(images, Tensor):
+        digest.update(str(tuple(images.shape)).encode())
+        digest.update(images.cpu().contiguous().numpy())
+    else:
+        for path in images.paths:
+            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]

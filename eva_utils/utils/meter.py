@@ -1,0 +1,56 @@
+"""Loss and accuracy over an epoch, summed on the device and read only when asked."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Score(NamedTuple):
+    """Mean loss over samples, accuracy in percent of samples (0 to 100), and the counts behind it."""
+
+    loss: float
+    accuracy: float
+    correct: int
+    samples: int
+
+
+class Meter:
+    """Sums of loss and of correct predictions, weighted by the size of each batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=wide, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.samples = 0
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss (), its logits (N, C) and labels int64 (N,)."""
+        self.loss += loss.detach() * len(labels)
+        self.correct += (logits.detach().argmax(dim=1) == labels).sum()
+        self.samples += len(labels)
+
+    def score(self) -> Score:
+        """Return the score of the batches so far; this waits for the device."""
+        correct = int(self.correct)
+        return Score(float(self.loss) / self.samples, 100 * correct / self.samples, correct, self.samples)
+
+
+class FirstBad:
+    """The first batch whose loss is NaN or infinite, remembered on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.batch = torch.full((), -1, device=device)
+
+    def update(self, loss: Tensor, batch: int) -> None:
+        """Look at the loss () of a batch."""
+        bad = ~torch.isfinite(loss.detach()) & (self.batch < 0)
+        self.batch = torch.where(bad, batch, self.batch)
+
+    def check(self) -> None:
+        """Raise FloatingPointError if there was such a batch; this waits for the device."""
+        batch = int(self.batch)
+        if batch >= 0:
+            raise FloatingPointError(
+                f"the loss is NaN or infinite at batch {batch}; lower the learning rate, or look for NaN in the images"
+            )

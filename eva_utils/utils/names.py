@@ -1,0 +1,18 @@
+"""The answer to a misspelt name. It imports nothing of the package, so every file may import it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """Return the error to raise for a name that is not known: it lists the known ones and says the nearest.
+
+    Args:
+        kind: what the name should have named, as "model".
+        name: what was received.
+        known: the names there are.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}{hint}")

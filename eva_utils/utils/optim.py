@@ -1,0 +1,38 @@
+"""Optimizers by name for the command line, and parameter groups."""
+
+from torch import nn, optim
+
+from .names import unknown_name
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Return two groups for an optimizer: weights that decay, and norms and biases that do not.
+
+    Norm weights and all biases are the parameters with at most one dimension (He et al., 2019,
+    https://arxiv.org/abs/1812.01187, section 3.1). Frozen parameters are left out.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    name: str, model: nn.Module, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+) -> optim.Optimizer:
+    """Build an optimizer over `param_groups`; `momentum` is SGD's, and Adam's first beta.
+
+    Raises:
+        ValueError: the name is not one of `OPTIMIZERS`, or a number is out of range.
+    """
+    groups = param_groups(model, weight_decay)
+    if name == "sgd":
+        return optim.SGD(groups, lr=lr, momentum=momentum)
+    if name == "adam":
+        return optim.Adam(groups, lr=lr, betas=(momentum, 0.999))
+    if name == "adamw":
+        return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+    raise unknown_name("optimizer", name, OPTIMIZERS)

@@ -1,0 +1,149 @@
+"""Device, precision, seeds and modes: the only file that asks about hardware."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from .names import unknown_name
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device asked for, or for None the best there is: CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: the device is unknown to torch or not on this machine.
+    """
+    if device is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} is not usable here ({reason}); leave it out to pick one") from None
+    return chosen
+
+
+def pick_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type that convolutions and matrix products run in.
+
+    "auto" is bfloat16 on a CUDA device that computes in it, else float16 there; bfloat16 on a CPU with
+    AVX512-BF16 or AMX instructions; float32 on anything else. It is never chosen by timing.
+
+    Raises:
+        ValueError: the name is unknown, or float16 is asked of a device other than CUDA.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if native else torch.float16
+        return torch.bfloat16 if device.type == "cpu" and _cpu_computes_bfloat16() else torch.float32
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, ["auto", *PRECISIONS])
+    if precision == "float16" and device.type != "cuda":
+        raise ValueError(f"float16 needs a CUDA device and this is {device.type!r}; use 'auto' or 'float32'")
+    return PRECISIONS[precision]
+
+
+def _cpu_computes_bfloat16() -> bool:
+    # torch names these two checks with an underscore: a release without them means float32.
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """Return the name of a precision, as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context in which a model runs in `dtype`; float32 changes nothing."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return how much memory the device has in all; 8 GiB where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30
+
+
+def hardware() -> dict[str, str | int]:
+    """Return the versions and the machine a run should name: python, torch, device and threads."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "machine": name,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch on every device.
+
+    Raises:
+        ValueError: the seed is not a whole number from 0 to 2**32 - 1.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed!r}")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict:
+    """Return the state of every random generator (python, numpy, torch, its devices) as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.copy()), *rest)}
+    state["torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what `rng_state` returned; the state of a device that is not here is left out."""
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+@contextmanager
+def keep_modes(model: nn.Module) -> Iterator[None]:
+    """Put every submodule back into training or evaluation mode as it was, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,44 @@
+"""torchsummary's table without its side effects."""
+
+import contextlib
+import copy
+import io
+import re
+
+import torch
+from torch import nn
+
+
+def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
+    """Return torchsummary's table of layers, output shapes and parameters as text.
+
+    The table is made on a copy on the CPU, in evaluation mode and with the random generators put back,
+    so that nothing of the model changes. The parameter totals come from the model itself.
+
+    Args:
+        model: on any device.
+        input_size: (channels, height, width) of one image.
+
+    Raises:
+        ValueError: `input_size` is not three positive whole numbers.
+    """
+    if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
+        raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r}")
+    import torchsummary
+
+    table = io.StringIO()
+    with torch.random.fork_rng(), torch.no_grad(), contextlib.redirect_stdout(table):
+        torchsummary.summary(copy.deepcopy(model).cpu().eval(), tuple(input_size), device="cpu")
+    parameters = list(model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    megabytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20
+    text = table.getvalue().strip("\n")
+    for label, value in (
+        ("Total params", f"{total:,}"),
+        ("Trainable params", f"{trainable:,}"),
+        ("Non-trainable params", f"{total - trainable:,}"),
+        (r"Params size \(MB\)", f"{megabytes:.2f}"),
+    ):
+        text = re.sub(rf"^({label}): .*$", rf"\g<1>: {value}", text, flags=re.MULTILINE)
+    return text
