@@ -1,8 +1,8 @@
 """The command line: arguments, data, model, fit, figures.
 
-    python main.py --data shapes --epochs 8 --lr 0.1 --out runs/shapes
-    python main.py --data cifar10 --model resnet18 --norm layer --recipe eva6_s8 --epochs 40 --out runs/s8
-    python main.py --evaluate runs/s8 --data cifar10
+python main.py --data shapes --epochs 8 --lr 0.1 --out runs/shapes
+python main.py --data cifar10 --model resnet18 --norm layer --recipe eva6_s8 --epochs 40 --out runs/s8
+python main.py --evaluate runs/s8 --data cifar10
 """
 
 import argparse

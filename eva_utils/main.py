@@ -1,21 +1,20 @@
 """The training loop: `train` one epoch, `test` one pass, `fit` a run."""
 
-import io
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from tqdm import tqdm
 
 from .utils import checkpoint as disk
+from .utils.checks import check_fit, trainable_parameters
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score
+from .utils.progress import ProgressBar
 from .utils.runtime import (
     autocast,
     hardware,
@@ -32,7 +31,6 @@ Log = Callable[[str], Any]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
-REFRESH_SECONDS = 0.5
 
 
 def train(
@@ -66,13 +64,10 @@ def train(
     Raises:
         FloatingPointError: the loss is NaN or infinite, naming the batch.
     """
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
-    criterion = criterion or nn.CrossEntropyLoss()
+    place, dtype, criterion = _prepare(model, criterion, device, precision)
     scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     meter, first_bad = Meter(place), FirstBad(place)
-    model.to(place)
-    with keep_modes(model), _Bar(len(loader), log if progress else None) as bar:
+    with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
         model.train()
         for batch, (images, labels) in enumerate(loader):
             images, labels = _move(images, place, dtype), labels.to(place, non_blocking=True)
@@ -112,11 +107,8 @@ def test(
 
     Args are those of `train`. A loss that is NaN is returned as it is.
     """
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
-    criterion = criterion or nn.CrossEntropyLoss()
+    place, dtype, criterion = _prepare(model, criterion, device, precision)
     meter = Meter(place)
-    model.to(place)
     with keep_modes(model), torch.no_grad():
         model.eval()
         for images, labels in loader:
@@ -173,9 +165,8 @@ def fit(
         ValueError: an argument does not fit the others, or the run to resume; nothing has been done.
         FloatingPointError: a loss is NaN or infinite, naming epoch and batch.
     """
-    _check_arguments(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
+    check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
+    place, dtype, criterion = _prepare(model, criterion, device, precision)
     say: Log = log or (lambda line: None)
     saved = None
     if checkpoint is not None:
@@ -186,135 +177,92 @@ def fit(
         raise ValueError("resume needs the folder of the run: give checkpoint= as well")
     if saved and precision == "auto":
         dtype = pick_precision(saved["history"]["settings"]["precision"], place)
-    precision = precision_name(dtype)
 
-    model.to(place)
     if optimizer is None:
         fused = dtype != torch.float32 and place.type in ("cpu", "cuda")
-        optimizer = torch.optim.SGD(_trainable(model), lr=0.01, momentum=0.9, fused=fused or None)
+        optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused or None)
     if scheduler is None:
         scheduler = ReduceLROnPlateau(optimizer, patience=3)
-    if criterion is None:
-        criterion = nn.CrossEntropyLoss()
-    if isinstance(criterion, nn.Module):
-        criterion.to(place)
     scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
-    settings |= {"epochs": epochs, "seed": seed, "precision": precision, "device": place.type, **hardware()}
+    settings |= {"epochs": epochs, "seed": seed, "precision": precision_name(dtype), "device": place.type, **hardware()}
     history = History(settings=settings)
-    if seed is not None:
-        seed_everything(seed)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     generator = getattr(train_loader, "generator", None)
     if saved:
         disk.check_resumable(saved, model, settings)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        set_rng_state(saved["rng"])
-        if generator is not None and saved["generator"] is not None:
-            generator.set_state(saved["generator"])
+    if seed is not None:
+        seed_everything(seed)
+    if saved:
+        _restore(saved, parts, generator)
         history.rows = saved["history"]["rows"]
+        settings["epochs"] = max(epochs, len(history))
         disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
         say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
 
-    for epoch in range(len(history) + 1, epochs + 1):
-        finished = {name: value.clone() for name, value in model.state_dict().items()}
-        say(f"EPOCH: {epoch}")
-        if hasattr(train_loader, "set_epoch"):
-            train_loader.set_epoch(epoch)
-        start = time.perf_counter()
-        shared: dict[str, Any] = {"criterion": criterion, "device": place, "precision": precision}
-        per_batch = scheduler if isinstance(scheduler, PER_BATCH_SCHEDULERS) else None
-        try:
-            trained = train(
-                model, train_loader, optimizer, scheduler=per_batch, scaler=scaler, progress=progress, log=log, **shared
-            )
-            tested = test(model, test_loader, **shared)
-            if not math.isfinite(tested.loss):
-                raise FloatingPointError(f"the test loss is {tested.loss}: lower the learning rate")
-            row = {
-                "epoch": epoch,
-                "train_loss": trained.loss,
-                "train_accuracy": trained.accuracy,
-                "test_loss": tested.loss,
-                "test_accuracy": tested.accuracy,
-                "lr": optimizer.param_groups[0]["lr"],
-                "seconds": time.perf_counter() - start,
-            }
+    epoch, finished = len(history), _copy_weights(model)
+    try:
+        while epoch < epochs:
+            epoch += 1
+            say(f"EPOCH: {epoch}")
+            row = _run_epoch(
+                epoch, model, train_loader, test_loader, optimizer, scheduler, scaler, progress, log,
+                criterion=criterion, device=place, precision=precision_name(dtype),
+            )  # fmt: skip
             _step(scheduler, row)
+            finished = _copy_weights(model)
             history.rows.append(row)
-            say(
-                f"Test set: Average loss: {tested.loss:.4f}, "
-                f"Accuracy: {tested.correct}/{tested.samples} ({tested.accuracy:.2f}%)"
-            )
             if checkpoint is not None:
-                state = {name: part.state_dict() for name, part in parts.items()}
-                state |= {
-                    "epoch": epoch,
-                    "history": {"settings": settings, "rows": history.rows},
-                    "rng": rng_state(),
-                    "generator": None if generator is None else generator.get_state(),
-                }
+                state = _state(epoch, parts, generator, history)
                 disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
-        except BaseException as error:
-            if len(history) < epoch:
-                model.load_state_dict(finished)
-                optimizer.zero_grad()
-            if isinstance(error, KeyboardInterrupt):
-                say(f"Stopped: the weights and the history are those of {len(history)} finished epochs")
-                break
-            if isinstance(error, FloatingPointError):
-                raise FloatingPointError(f"epoch {epoch}: {error}") from None
+    except BaseException as error:
+        model.load_state_dict(finished)
+        optimizer.zero_grad()
+        if isinstance(error, FloatingPointError):
+            raise FloatingPointError(f"epoch {epoch}: {error}") from None
+        if not isinstance(error, KeyboardInterrupt):
             raise
+        say(f"Stopped in epoch {epoch}: the weights and the history are those of the {len(history)} finished epochs")
     return history
 
 
-class _Bar:
-    """An epoch's progress: a live bar where someone watches, otherwise its last line; nothing without a log."""
-
-    def __init__(self, batches: int, log: Log | None) -> None:
-        self.live = log is print and _is_watched(sys.stdout)
-        self.log, self.batches, self.refreshed = log, batches, time.monotonic()
-        file = sys.stdout if self.live else io.StringIO()
-        self.bar = None if log is None else tqdm(total=batches, file=file, mininterval=REFRESH_SECONDS, ascii=False)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def is_due(self, batch: int) -> bool:
-        """Whether to read the score now: at the last batch, and where the bar is live every half second."""
-        if self.bar is None:
-            return False
-        due = self.live and time.monotonic() - self.refreshed >= REFRESH_SECONDS
-        return due or batch == self.batches - 1
-
-    def describe(self, text: str) -> None:
-        self.refreshed = time.monotonic()
-        if self.bar is not None:
-            self.bar.set_description_str(text, refresh=False)
-
-    def advance(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self.bar is None:
-            return
-        line = str(self.bar)
-        self.bar.close()
-        if not self.live and self.log is not None and kind is None:
-            self.log(line)
-
-
-def _is_watched(stream: Any) -> bool:
-    return stream.isatty() or type(stream).__module__.startswith("ipykernel")
-
-
-def _move(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Bring a batch to the device, channels last where it will be computed in half precision."""
-    if dtype != torch.float32 and images.ndim == 4:
-        return images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return images.to(device, non_blocking=True)
+def _run_epoch(
+    epoch: int,
+    model: nn.Module,
+    train_loader: Any,
+    test_loader: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    scaler: torch.amp.GradScaler,
+    progress: bool,
+    log: Log | None,
+    **how: Any,
+) -> dict:
+    """Train and test once, log the result and return the row of the record; `how` goes to `train` and `test`."""
+    if hasattr(train_loader, "set_epoch"):
+        train_loader.set_epoch(epoch)
+    start, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+    per_batch = scheduler if isinstance(scheduler, PER_BATCH_SCHEDULERS) else None
+    trained = train(
+        model, train_loader, optimizer, scheduler=per_batch, scaler=scaler, progress=progress, log=log, **how
+    )
+    tested = test(model, test_loader, **how)
+    if not math.isfinite(tested.loss):
+        raise FloatingPointError(f"the test loss is {tested.loss}; lower the learning rate")
+    if log is not None:
+        log(
+            f"Test set: Average loss: {tested.loss:.4f}, "
+            f"Accuracy: {tested.correct}/{tested.samples} ({tested.accuracy:.2f}%)"
+        )
+    return {
+        "epoch": epoch,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": tested.loss,
+        "test_accuracy": tested.accuracy,
+        "lr": rate,
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def _step(scheduler: LRScheduler, row: dict) -> None:
@@ -325,41 +273,45 @@ def _step(scheduler: LRScheduler, row: dict) -> None:
         scheduler.step()
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def _check_arguments(
-    model: nn.Module,
-    train_loader: Any,
-    test_loader: Any,
-    epochs: int,
-    optimizer: torch.optim.Optimizer | None,
-    scheduler: LRScheduler | None,
-    criterion: Criterion | None,
-) -> None:
-    """Refuse what cannot train, before any work."""
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ValueError(f"epochs is a whole number from 1 up, not {epochs!r}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
-    if not _trainable(model):
-        raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
-    for name, loader in (("train_loader", train_loader), ("test_loader", test_loader)):
-        if not hasattr(loader, "__len__"):
-            raise TypeError(f"{name} has no length; pass a DataLoader or one of load_data's loaders")
-        if len(loader) == 0:
-            raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
-    if optimizer is not None:
-        own = {id(parameter) for parameter in model.parameters()}
-        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
-    if scheduler is not None and scheduler.optimizer is not optimizer:
-        raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
-    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * len(train_loader):
-        raise ValueError(
-            f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
-            f"{len(train_loader)} batches; build it with epochs={epochs}, steps_per_epoch={len(train_loader)}"
-        )
-    if getattr(criterion, "reduction", "mean") != "mean":
-        raise ValueError(f"the criterion must average over the batch, not reduction={criterion.reduction!r}")
+def _state(epoch: int, parts: dict[str, Any], generator: torch.Generator | None, history: History) -> dict:
+    """Return everything that shapes the epochs to come."""
+    return {
+        "epoch": epoch,
+        "history": {"settings": history.settings, "rows": history.rows},
+        "rng": rng_state(),
+        "generator": None if generator is None else generator.get_state(),
+        **{name: part.state_dict() for name, part in parts.items()},
+    }
+
+
+def _restore(saved: dict, parts: dict[str, Any], generator: torch.Generator | None) -> None:
+    """Put back what `_state` returned."""
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    set_rng_state(saved["rng"])
+    if generator is not None and saved["generator"] is not None:
+        generator.set_state(saved["generator"])
+
+
+def _prepare(
+    model: nn.Module, criterion: Criterion | None, device: str | torch.device | None, precision: str
+) -> tuple[torch.device, torch.dtype, Criterion]:
+    """Choose device, precision and criterion, and move the model and the criterion to the device."""
+    place = pick_device(device)
+    dtype = pick_precision(precision, place)
+    criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+    for part in (model, criterion):
+        if isinstance(part, nn.Module):
+            part.to(place)
+    return place, dtype, criterion
+
+
+def _move(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Bring a batch to the device, channels last where it will be computed in half precision."""
+    if dtype != torch.float32 and images.ndim == 4:
+        return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return images.to(device, non_blocking=True)

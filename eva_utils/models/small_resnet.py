@@ -33,8 +33,9 @@ class SmallResNet(nn.Module):
     @staticmethod
     def _stage(inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
         block = BasicBlock(outputs, outputs, 1, norm)
-        if getattr(block.norm2, "weight", None) is not None:
-            nn.init.zeros_(block.norm2.weight)
+        weight = getattr(block.norm2, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            nn.init.zeros_(weight)
         return nn.Sequential(conv3x3(inputs, outputs), nn.MaxPool2d(2), norm(outputs), nn.ReLU(), block)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -38,17 +38,18 @@ def write_atomic(path: Path, content: bytes) -> None:
     compared, and then renamed.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if hashlib.sha256(Path(name).read_bytes()).digest() != hashlib.sha256(content).digest():
+        if hashlib.sha256(temporary.read_bytes()).digest() != hashlib.sha256(content).digest():
             raise OSError(f"{path} was not written correctly: the disk returned other bytes; {path.name} is as it was")
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def save_verified(path: Path, value: object) -> None:
@@ -62,7 +63,10 @@ def save_verified(path: Path, value: object) -> None:
     try:
         torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
     except Exception as error:
-        raise TypeError(f"{path.name} would hold more than tensors and plain values: {error}") from error
+        reason = re.search(r"Unsupported .*", str(error))
+        raise TypeError(
+            f"{path.name} would hold more than tensors and plain values: {reason[0] if reason else error}"
+        ) from error
     # A zip archive ends with the length of its comment, so far 0, and the comment.
     content = buffer.getvalue()[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
     write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
@@ -101,7 +105,9 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     weights = load_verified(path)
     problem = weights_differ(weights, model)
     if problem:
-        raise ValueError(f"{path} does not fit this {type(model).__name__}: {problem}; build the model that was trained")
+        raise ValueError(
+            f"{path} does not fit this {type(model).__name__}: {problem}; build the model that was trained"
+        )
     model.load_state_dict(weights)
     return model
 

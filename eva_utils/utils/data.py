@@ -74,9 +74,9 @@ def load_data(
     for name, value, least in (("batch_size", batch_size, 1), ("validation", validation, 0), ("workers", workers, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
-    for name, value in (("size", size), ("limit", limit)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is None or a whole number from 1 up, not {value!r}")
+    for name, option in (("size", size), ("limit", limit)):
+        if option is not None and (not isinstance(option, int) or option < 1):
+            raise ValueError(f"{name} is None or a whole number from 1 up, not {option!r}")
     placed = pick_device(device or "cpu")
     train_transform(recipe or "none", (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
 
@@ -215,7 +215,7 @@ def _decode(files: ImageFiles) -> Tensor:
 
 
 def _statistics(images: Tensor | ImageFiles, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and standard deviation for pixels in [0, 1], exact from the counts of the 256 levels."""
+    """Return each channel's mean and standard deviation for pixels in [0, 1], exact from counts of the 256 levels."""
     counts = torch.zeros(3, 256, dtype=torch.float64)
     batches = images.split(1000) if isinstance(images, Tensor) else DataLoader(images, 100, num_workers=workers)
     for batch in batches:

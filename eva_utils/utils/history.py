@@ -16,7 +16,7 @@ class History:
 
     Attributes:
         rows: one dict an epoch: "epoch" (from 1), "train_loss", "train_accuracy", "test_loss",
-            "test_accuracy", "lr" (of the epoch's last step), "seconds" (training and testing).
+            "test_accuracy", "lr" (at the start of the epoch), "seconds" (training and testing).
             Losses are means over samples, accuracies percentages of samples.
         settings: model, optimizer, scheduler, criterion, precision, loaders, seed, versions and hardware.
     """

@@ -130,7 +130,7 @@ def _fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
     digest = hashlib.sha256(labels.cpu().numpy().tobytes())
     if isinstance(images, Tensor):
         digest.update(str(tuple(images.shape)).encode())
-        digest.update(images.cpu().contiguous().numpy())
+        digest.update(images.cpu().numpy().data)
     else:
         for path in images.paths:
             digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())

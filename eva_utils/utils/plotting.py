@@ -1,5 +1,6 @@
 """Records in, figures out. Nothing here computes a prediction, shows a window or touches matplotlib's settings."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from .history import History
@@ -30,7 +31,7 @@ def plot_history(history: History) -> "Figure":
     """
     best, rows = history.best, history.rows
     epochs = [row["epoch"] for row in rows]
-    drops = [now["epoch"] for before, now in zip(rows, rows[1:], strict=False) if now["lr"] < before["lr"]]
+    drops = [now["epoch"] for before, now in pairwise(rows) if now["lr"] < before["lr"]]
     figure, axes = _new_figure(2, 10, 3.8)
     for axis, name, unit in zip(axes, ("loss", "accuracy"), ("loss (mean over samples)", "accuracy (%)"), strict=True):
         for number, epoch in enumerate(drops):
@@ -40,7 +41,7 @@ def plot_history(history: History) -> "Figure":
         axis.plot(best["epoch"], best[f"test_{name}"], "o", color=ORANGE, markersize=11, fillstyle="none",
                   label=f"best epoch, {best['epoch']}: {best['test_accuracy']:.2f}%")  # fmt: skip
         axis.set(xlabel="epoch", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)

@@ -1,10 +1,12 @@
 """Device, precision, seeds and modes: the only file that asks about hardware."""
 
 import os
+import platform
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,11 +94,9 @@ def hardware() -> dict[str, str | int]:
 
 
 def _cpu_name() -> str:
-    import platform
-
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -116,9 +116,9 @@ def seed_everything(seed: int) -> None:
 
 def rng_state() -> dict:
     """Return the state of every random generator (python, numpy, torch, its devices) as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.copy()), *rest)}
-    state["torch"] = torch.get_rng_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state: dict = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state["numpy"] = (name, torch.tensor(np.asarray(keys, np.int64)), *rest)
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -130,7 +130,7 @@ def set_rng_state(state: dict) -> None:
     """Put back what `rng_state` returned; the state of a device that is not here is left out."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy(), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,52 @@
+"""The progress bar of an epoch."""
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+REFRESH_SECONDS = 0.5
+
+
+class ProgressBar:
+    """An epoch's progress: a live bar where someone watches, otherwise its last line; nothing without a log."""
+
+    def __init__(self, batches: int, log: Callable[[str], Any] | None) -> None:
+        self.live = log is print and _is_watched(sys.stdout)
+        self.log, self.batches, self.refreshed = log, batches, time.monotonic()
+        file = sys.stdout if self.live else io.StringIO()
+        self.bar = None if log is None else tqdm(total=batches, file=file, mininterval=REFRESH_SECONDS, ascii=False)
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def is_due(self, batch: int) -> bool:
+        """Whether to read the score now: at the last batch, and where the bar is live every half second."""
+        if self.bar is None:
+            return False
+        due = self.live and time.monotonic() - self.refreshed >= REFRESH_SECONDS
+        return due or batch == self.batches - 1
+
+    def describe(self, text: str) -> None:
+        self.refreshed = time.monotonic()
+        if self.bar is not None:
+            self.bar.set_description_str(text, refresh=False)
+
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.bar is None:
+            return
+        line = str(self.bar)
+        self.bar.close()
+        if not self.live and self.log is not None and kind is None:
+            self.log(line)
+
+
+def _is_watched(stream: Any) -> bool:
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel")

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "eva_utils" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="eva_utils",
+    version=VERSION,
+    description="A shared PyTorch toolkit and thin drivers for a vision course's assignments",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["eva_utils", "eva_utils.*"]),
+    install_requires=[
+        "torch>=2.6",  # tensors, models, training
+        "torchvision>=0.21",  # the CIFAR-10 download
+        "numpy>=1.24",  # drawing the shapes, reading files, seeds
+        "matplotlib>=3.7",  # figures
+        "torchsummary>=1.5",  # the table of layers
+        "tqdm>=4.60",  # the progress bar
+        "opencv-python>=4.7",  # decoding, resizing and drawing images
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",  # runs the tests
+            "ruff>=0.6",  # lint and format
+            "mypy>=1.10",  # types
+            "setuptools>=64",  # the tests install a clone without the network
+            "grad-cam>=1.5",  # the reference that Grad-CAM is compared with
+        ],
+        "bench": [],  # the rivals, each added with the benchmark that measures it
+    },
+)
