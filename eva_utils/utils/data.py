@@ -1,5 +1,6 @@
 """Datasets to loaders: where the images come from, their mean, standard deviation and class names."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,7 +218,10 @@ def _decode(files: ImageFiles) -> Tensor:
 def _statistics(images: Tensor | ImageFiles, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return each channel's mean and standard deviation for pixels in [0, 1], exact from counts of the 256 levels."""
     counts = torch.zeros(3, 256, dtype=torch.float64)
-    batches = images.split(1000) if isinstance(images, Tensor) else DataLoader(images, 100, num_workers=workers)
+    if isinstance(images, Tensor):
+        batches: Iterable[Tensor] = images.split(1000)
+    else:
+        batches = DataLoader(images, 100, num_workers=workers, generator=torch.Generator())
     for batch in batches:
         for channel in range(3):
             counts[channel] += torch.bincount(batch[:, channel].flatten(), minlength=256)

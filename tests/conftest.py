@@ -1,0 +1,77 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from eva_utils.utils.runtime import seed_everything
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    seed_everything(0)
+
+
+class TinyNet(nn.Module):
+    """A convolution, dropout and a linear layer: small, and it draws random numbers as it trains."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.3)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.fc(self.drop(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3))))
+
+
+@pytest.fixture
+def tiny_net():
+    return TinyNet()
+
+
+def random_batches(count: int = 22, side: int = 8, classes: int = 4, seed: int = 3) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    images = torch.randn(count, 3, side, side, generator=generator) + labels[:, None, None, None]
+    return TensorDataset(images, labels)
+
+
+@pytest.fixture
+def loaders():
+    """A training loader with a ragged last batch (8, 8, 6) and a test loader (8, 5)."""
+    return (
+        DataLoader(random_batches(22), batch_size=8, shuffle=True),
+        DataLoader(random_batches(13, seed=4), batch_size=8),
+    )
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes of 10x10 images: 6 and 4 to train on, 3 and 2 to test on; lossless."""
+    rng = np.random.default_rng(0)
+    for part, counts in (("train", (6, 4)), ("test", (3, 2))):
+        for name, count in zip(("cat", "dog"), counts, strict=True):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                cv2.imwrite(str(folder / f"{number:02d}.png"), rng.integers(0, 256, (10, 10, 3), np.uint8))
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory):
+    """A real `git clone` named eva_utils; returns the folder above it."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git and a checkout to clone")
+    parent = tmp_path_factory.mktemp("colab")
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(parent / "eva_utils")], check=True)
+    return parent

@@ -1,0 +1,174 @@
+import pickle
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eva_utils.utils import data as D
+from eva_utils.utils.transforms import denormalize
+
+
+def all_batches(loader):
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def read_pixels(folder, name, number):
+    return cv2.imread(str(folder / name / f"{number:02d}.png"))[..., ::-1].transpose(2, 0, 1).copy()
+
+
+def test_a_folder_becomes_normalized_batches(image_folder):
+    data = D.load_data(image_folder, batch_size=4)
+    assert data.classes == ["cat", "dog"] and data.validation is None
+    images, labels = all_batches(data.test)
+    expected = [
+        read_pixels(image_folder / "test", name, n) for name, count in (("cat", 3), ("dog", 2)) for n in range(count)
+    ]
+    pixels = (255 * denormalize(images, data.mean, data.std)).round().to(torch.uint8)
+    assert torch.equal(pixels, torch.from_numpy(np.stack(expected)))
+    assert labels.tolist() == [0, 0, 0, 1, 1] and labels.dtype == torch.int64 and images.dtype == torch.float32
+    assert len(data.train) == 3 and [len(batch) for _, batch in data.train] == [4, 4, 2]
+
+
+def test_mean_and_std_are_those_of_the_training_images(image_folder):
+    data = D.load_data(image_folder)
+    pixels = np.stack(
+        [read_pixels(image_folder / "train", name, n) for name, c in (("cat", 6), ("dog", 4)) for n in range(c)]
+    )
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(data.std, pixels.std((0, 2, 3)) / 255, rtol=1e-12)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches_equal_those_in_memory(image_folder, monkeypatch, workers):
+    options = {"batch_size": 4, "recipe": "eva8_s7", "seed": 5, "validation": 2}
+    in_memory = D.load_data(image_folder, **options)
+    monkeypatch.setattr(D, "memory_bytes", lambda device: 0)
+    before = torch.get_rng_state()
+    streamed = D.load_data(image_folder, workers=workers, **options)
+    assert not isinstance(streamed.train.images, torch.Tensor)
+    assert (streamed.mean, streamed.std) == (in_memory.mean, in_memory.std)
+    for name in ("train", "validation", "test"):
+        for first, second in zip(getattr(in_memory, name), getattr(streamed, name), strict=True):
+            assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_held_out_split_is_stratified_seeded_and_disjoint():
+    options = {"validation": 500, "batch_size": 1000}
+    data, again, other = (D.load_data("shapes", seed=seed, **options) for seed in (1, 1, 2))
+    assert data.validation.labels.bincount().tolist() == [50] * 10
+    assert data.train.labels.bincount().tolist() == [950] * 10
+    assert torch.equal(data.validation.images, again.validation.images)
+    assert not torch.equal(data.validation.images, other.validation.images)
+    held, kept = ({image.numpy().tobytes() for image in loader.images} for loader in (data.validation, data.train))
+    assert len(held) == 500 and len(kept) == 9500 and not held & kept
+
+
+def test_stratified_keeps_proportions():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    chosen = D._stratified(labels, 20, seed=3)
+    assert labels[chosen].bincount().tolist() == [12, 6, 2]
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert not torch.equal(chosen, D._stratified(labels, 20, seed=4))
+
+
+def test_limit_keeps_so_many_of_each_split():
+    data = D.load_data("shapes", limit=30, validation=100)
+    assert [len(loader.labels) for loader in (data.train, data.validation, data.test)] == [30, 30, 30]
+    assert data.test.labels.bincount().tolist() == [3] * 10
+
+
+def test_size_resizes_a_folder(image_folder):
+    cv2.imwrite(str(image_folder / "train" / "cat" / "00.png"), np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"01\.png is 10x10 pixels and .*00\.png is 30x20; give size= to resize"):
+        D.load_data(image_folder)
+    assert D.load_data(image_folder, size=16).train.images.shape == (10, 3, 16, 16)
+
+
+def test_grey_images_are_repeated_to_three_channels(image_folder):
+    grey = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    cv2.imwrite(str(image_folder / "test" / "cat" / "00.png"), grey)
+    first = D.load_data(image_folder).test.images[0]
+    assert torch.equal(first, torch.from_numpy(grey).expand(3, 10, 10))
+
+
+def make_cifar10(root, archive=False):
+    """CIFAR-10's own on-disk format, five images a batch file."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    for name in names:
+        content = {"data": rng.integers(0, 256, (5, 3072), np.uint8), "labels": rng.integers(0, 10, 5).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content))
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+    return folder
+
+
+def test_cifar10_is_read_from_its_own_format(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder = make_cifar10(tmp_path)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    data = D.load_data("cifar10", root=tmp_path, batch_size=4)
+    assert data.mean == D.CIFAR10_MEAN and data.std == D.CIFAR10_STD and data.classes[3] == "cat"
+    assert data.train.images.shape == (25, 3, 32, 32)
+    expected = pickle.loads((folder / "test_batch").read_bytes())
+    assert torch.equal(data.test.images.flatten(1), torch.from_numpy(expected["data"]))
+    assert data.test.labels.tolist() == expected["labels"]
+
+
+def test_damaged_cifar10_is_refused(tmp_path):
+    folder = make_cifar10(tmp_path)
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RuntimeError, match="CIFAR-10 is not in .* use 'shapes' or a folder of images"):
+        D.load_data("cifar10", root=tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+
+
+def test_absent_cifar10_says_what_else_to_use(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def offline(self):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(CIFAR10, "download", offline)
+    with pytest.raises(RuntimeError, match=r"could not be downloaded \(network is unreachable\); use 'shapes'"):
+        D.load_data("cifar10", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"source": "shape"}, r"unknown data source .*'shape': .*did you mean 'shapes'\?"),
+        ({"source": "shapes", "batch_size": 0}, "batch_size is a whole number from 1 up, not 0"),
+        ({"source": "shapes", "validation": 10_000}, "would hold out all of the 10000 training images"),
+        ({"source": "shapes", "limit": 0}, "limit is None or a whole number from 1 up, not 0"),
+        ({"source": "shapes", "size": 16}, "'shapes' has its own: leave size out"),
+        ({"source": "shapes", "recipe": "eva6"}, r"unknown recipe 'eva6'.*did you mean 'eva6_s8'\?"),
+        ({"source": "shapes", "device": "cuda:99"}, "device 'cuda:99' is not usable here"),
+    ],
+)
+def test_misuse_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        D.load_data(**arguments)
+
+
+def test_a_folder_laid_out_otherwise_is_refused(image_folder):
+    (image_folder / "train" / "owl").mkdir()
+    with pytest.raises(ValueError, match="must hold the same classes; only one has owl"):
+        D.load_data(image_folder)
+    (image_folder / "test" / "owl").mkdir()
+    with pytest.raises(ValueError, match=r"train.owl has no image; add some or remove the folder"):
+        D.load_data(image_folder)
+    (image_folder / "train" / "owl" / "broken.png").write_bytes(b"\x89PNG")
+    (image_folder / "test" / "owl" / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image; restore or remove it"):
+        D.load_data(image_folder)
+    with pytest.raises(ValueError, match="has no train/ folder; put the images under"):
+        D.load_data(image_folder / "train")

@@ -1,0 +1,78 @@
+"""Who may import whom, read from the source."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "eva_utils"
+ALLOWED = {
+    "__init__": set(),
+    "main": {"utils.checkpoint", "utils.checks", "utils.history", "utils.meter", "utils.progress", "utils.runtime"},
+    "models.__init__": {"models.resnet", "models.small_resnet", "utils.names"},
+    "models.norms": {"utils.names"},
+    "models.resnet": {"models.norms"},
+    "models.small_resnet": {"models.norms", "models.resnet"},
+    "utils.__init__": set(),
+    "utils.checkpoint": {"utils.runtime"},
+    "utils.checks": set(),
+    "utils.cutout": set(),
+    "utils.data": {"utils.loader", "utils.names", "utils.runtime", "utils.shapes", "utils.transforms"},
+    "utils.history": set(),
+    "utils.loader": {"utils.transforms"},
+    "utils.meter": set(),
+    "utils.names": set(),
+    "utils.optim": {"utils.names"},
+    "utils.plotting": {"utils.history", "utils.transforms", "utils.gradcam"},
+    "utils.progress": set(),
+    "utils.runtime": {"utils.names"},
+    "utils.shapes": set(),
+    "utils.summary": set(),
+    "utils.transforms": {"utils.cutout", "utils.names"},
+}
+ONLY_IN = {"matplotlib": {"utils.plotting"}, "cv2": {"utils.loader", "utils.shapes"}, "tqdm": {"utils.progress"}}
+WHEN_USED = {"matplotlib", "cv2", "torchvision", "torchsummary"}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Yield (own module or None, outside package or None, whether at the top level)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    package = module_name(path).split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield None, name.name.split(".")[0], id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            if not node.level:
+                yield None, node.module.split(".")[0], id(node) in top
+                continue
+            base = package[: len(package) - node.level + 1] + ([node.module] if node.module else [])
+            for name in node.names:
+                # `from . import shapes` names a module, `from .loader import Loader` a thing in one.
+                own = [*base, name.name] if (PACKAGE.joinpath(*base) / f"{name.name}.py").exists() else base
+                yield ".".join(own), None, id(node) in top
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_import_directions(path):
+    name = module_name(path)
+    assert name in ALLOWED, f"say in ALLOWED what {name} may import"
+    own = {target for target, _, _ in imports(path) if target}
+    assert own <= ALLOWED[name]
+    for _, outside, at_top in imports(path):
+        assert outside != "eva_utils", "import inside the package is relative, so that a bare clone works"
+        assert name in ONLY_IN.get(outside, {name})
+        assert not (outside in WHEN_USED and at_top), f"{outside} is imported when first used"
+
+
+def test_models_need_torch_alone():
+    outside = {name for path in (PACKAGE / "models").glob("*.py") for _, name, _ in imports(path) if name}
+    assert outside <= {"torch", "collections", "math"}

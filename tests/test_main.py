@@ -1,0 +1,291 @@
+"""The loop, against plain loops and hand calculations."""
+
+import copy
+import re
+
+import pytest
+import torch
+from conftest import TinyNet, random_batches
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
+
+from eva_utils import main as engine
+from eva_utils.models import create_model
+from eva_utils.utils.data import load_data
+from eva_utils.utils.runtime import seed_everything
+
+QUIET = {"log": None, "device": "cpu", "precision": "float32"}
+
+
+def new_loaders():
+    return (
+        DataLoader(random_batches(22), batch_size=8, shuffle=True),
+        DataLoader(random_batches(13, seed=4), batch_size=8),
+    )
+
+
+def plain_loop(model, loaders, epochs, optimizer, step_batch=None, step_epoch=None):
+    """A loop as a textbook has it; returns the rows it would publish."""
+    rows = []
+    for _ in range(epochs):
+        model.train()
+        loss_sum = correct = count = 0
+        for x, y in loaders[0]:
+            optimizer.zero_grad()
+            logits = model(x)
+            loss = nn.functional.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.step()
+            if step_batch:
+                step_batch()
+            loss_sum += loss.item() * len(y)
+            correct += (logits.argmax(1) == y).sum().item()
+            count += len(y)
+        model.eval()
+        with torch.no_grad():
+            logits, targets = zip(*((model(x), y) for x, y in loaders[1]), strict=True)
+        logits, targets = torch.cat(logits), torch.cat(targets)
+        test_loss = nn.functional.cross_entropy(logits, targets).item()
+        accuracy = 100 * (logits.argmax(1) == targets).sum().item() / len(targets)
+        rows.append((loss_sum / count, 100 * correct / count, test_loss, accuracy))
+        if step_epoch:
+            step_epoch(test_loss)
+    return rows
+
+
+def assert_same_weights(first, second):
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def assert_same_rows(history, rows):
+    for row, expected in zip(history.rows, rows, strict=True):
+        found = (row["train_loss"], row["train_accuracy"], row["test_loss"], row["test_accuracy"])
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_defaults_follow_a_plain_loop_bit_for_bit(tiny_net):
+    ours, plain = copy.deepcopy(tiny_net), tiny_net
+    seed_everything(1)
+    history = engine.fit(ours, *new_loaders(), epochs=7, **QUIET)
+    seed_everything(1)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
+    rows = plain_loop(plain, new_loaders(), 7, optimizer, step_epoch=scheduler.step)
+    assert_same_weights(ours, plain)
+    assert_same_rows(history, rows)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_small_network_follows_a_plain_loop_bit_for_bit():
+    data = load_data("shapes", limit=48, batch_size=20, recipe="eva6_s8")
+    ours = create_model("small_resnet")
+    plain = copy.deepcopy(ours)
+    engine.fit(ours, data.train, data.test, epochs=2, **QUIET)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9)
+    for epoch in (1, 2):
+        data.train.set_epoch(epoch)
+        for x, y in data.train:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(plain(x), y).backward()
+            optimizer.step()
+    assert_same_weights(ours, plain)
+
+
+SCHEDULERS = {
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5, threshold=0.5),
+    "plateau_max": lambda o: lr_scheduler.ReduceLROnPlateau(o, mode="max", patience=0, factor=0.5),
+    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, epochs=5, steps_per_epoch=3),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=4),
+    "step": lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5),
+    "multi_step": lambda o: lr_scheduler.MultiStepLR(o, [1, 3], gamma=0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
+    "constant": lambda o: lr_scheduler.ConstantLR(o, factor=1),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, total_iters=2), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[2]
+    ),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
+}
+PER_BATCH = {"one_cycle", "cyclic"}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_of_each_kind_follows_a_plain_loop(name, tiny_net):
+    ours, plain = copy.deepcopy(tiny_net), tiny_net
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9) for model in (ours, plain)]
+    schedulers = [SCHEDULERS[name](optimizer) for optimizer in optimizers]
+    seed_everything(1)
+    history = engine.fit(ours, *new_loaders(), epochs=5, optimizer=optimizers[0], scheduler=schedulers[0], **QUIET)
+    seed_everything(1)
+    steps = {}
+    if name in PER_BATCH:
+        steps["step_batch"] = schedulers[1].step
+    elif name == "plateau_max":
+        accuracies = iter([row["test_accuracy"] for row in history.rows])
+        steps["step_epoch"] = lambda loss: schedulers[1].step(next(accuracies))
+    else:
+        steps["step_epoch"] = (
+            (lambda loss: schedulers[1].step(loss)) if name == "plateau" else lambda _: schedulers[1].step()
+        )
+    assert_same_rows(history, plain_loop(plain, new_loaders(), 5, optimizers[1], **steps))
+    assert_same_weights(ours, plain)
+    rates = [row["lr"] for row in history.rows]
+    assert (len(set(rates)) == 1) == (name == "constant")
+    assert optimizers[0].param_groups[0]["lr"] == optimizers[1].param_groups[0]["lr"]
+
+
+def test_scores_are_means_over_samples_whatever_the_batches(tiny_net):
+    samples = random_batches(23)
+    whole = nn.functional.cross_entropy(tiny_net.eval()(samples.tensors[0]), samples.tensors[1]).item()
+    for size in (1, 5, 22, 23):
+        score = engine.test(tiny_net, DataLoader(samples, batch_size=size), precision="float32")
+        assert score.loss == pytest.approx(whole, rel=1e-6)
+        correct = int((tiny_net(samples.tensors[0]).argmax(1) == samples.tensors[1]).sum())
+        assert (score.correct, score.samples, score.accuracy) == (correct, 23, 100 * correct / 23)
+
+
+def test_the_log_is_the_assignments(tiny_net, loaders):
+    lines = []
+    engine.fit(tiny_net, *loaders, epochs=2, **{**QUIET, "log": lines.append})
+    assert [lines[0], lines[3]] == ["EPOCH: 1", "EPOCH: 2"] and len(lines) == 6
+    bar = r"Loss=\d\.\d{4} Batch_id=2 LR=0\.01000 Accuracy=\d+\.\d\d: 100%\|█+\| 3/3 \[\d\d:\d\d<00:00, .*\]"
+    assert re.fullmatch(bar, lines[1])
+    assert re.fullmatch(r"Test set: Average loss: \d\.\d{4}, Accuracy: \d+/13 \(\d+\.\d\d%\)", lines[2])
+
+
+def test_silence(tiny_net, loaders, capsys):
+    engine.fit(tiny_net, *loaders, epochs=1, **QUIET)
+    engine.train(tiny_net, loaders[0], torch.optim.SGD(tiny_net.parameters(), lr=0.1), log=None)
+    engine.test(tiny_net, loaders[1])
+    assert capsys.readouterr() == ("", "")
+    lines = []
+    engine.fit(tiny_net, *loaders, epochs=1, progress=False, **{**QUIET, "log": lines.append})
+    assert len(lines) == 2
+
+
+def test_the_bar_is_live_where_someone_watches(tiny_net, loaders, capsys, monkeypatch):
+    monkeypatch.setattr("eva_utils.utils.progress._is_watched", lambda stream: True)
+    engine.fit(tiny_net, *loaders, epochs=1, device="cpu", precision="float32")
+    out = capsys.readouterr().out
+    assert out.startswith("EPOCH: 1\n") and "\r" in out and out.count("100%|") >= 1
+
+
+def test_modes_gradients_and_frozen_parameters_are_as_before(tiny_net, loaders):
+    tiny_net.train()
+    tiny_net.norm.eval()
+    tiny_net.conv.requires_grad_(False)
+    frozen = copy.deepcopy(tiny_net.conv.state_dict())
+    engine.fit(tiny_net, *loaders, epochs=1, **QUIET)
+    assert [module.training for module in (tiny_net, tiny_net.conv, tiny_net.norm)] == [True, True, False]
+    assert all(parameter.grad is None for parameter in tiny_net.parameters())
+    assert all(torch.equal(frozen[name], value) for name, value in tiny_net.conv.state_dict().items())
+
+
+def test_precision_and_settings_are_recorded(tiny_net, loaders):
+    history = engine.fit(tiny_net, *loaders, epochs=1, seed=5, log=None, device="cpu", precision="bfloat16")
+    settings = history.settings
+    assert settings["precision"] == "bfloat16" and settings["seed"] == 5 and settings["epochs"] == 1
+    assert settings["optimizer"]["class"] == "SGD" and settings["optimizer"]["group 0"]["lr"] == 0.01
+    assert settings["scheduler"]["class"] == "ReduceLROnPlateau" and settings["scheduler"]["patience"] == 3
+    assert settings["criterion"]["class"] == "CrossEntropyLoss"
+    assert settings["parameters"] == sum(parameter.numel() for parameter in tiny_net.parameters())
+    assert {parameter.dtype for parameter in tiny_net.parameters()} == {torch.float32}
+
+
+class Poison(nn.Module):
+    """Passes images through until a chosen call, whose output is made NaN or is an interruption."""
+
+    def __init__(self, net, call, what):
+        super().__init__()
+        self.net, self.call, self.what, self.calls = net, call, what, 0
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+            if self.calls == self.call:
+                if isinstance(self.what, BaseException):
+                    raise self.what
+                return self.net(x) * self.what
+        return self.net(x)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_step(value, tiny_net):
+    undisturbed = copy.deepcopy(tiny_net)
+    model = Poison(tiny_net, 8, value)  # the second batch of the third epoch of three batches
+    seed_everything(1)
+    with pytest.raises(FloatingPointError, match="epoch 3: the loss is NaN or infinite at batch 1; lower the"):
+        engine.fit(model, *new_loaders(), epochs=5, **QUIET)
+    seed_everything(1)
+    engine.fit(undisturbed, *new_loaders(), epochs=2, **QUIET)
+    assert_same_weights(model.net, undisturbed)
+
+
+def test_ctrl_c_returns_the_finished_epochs(tiny_net):
+    undisturbed = copy.deepcopy(tiny_net)
+    model, lines = Poison(tiny_net, 5, KeyboardInterrupt()), []
+    seed_everything(1)
+    history = engine.fit(model, *new_loaders(), epochs=5, **{**QUIET, "log": lines.append})
+    assert len(history) == 1 and lines[-1].startswith("Stopped in epoch 2: the weights and the history are those of")
+    seed_everything(1)
+    engine.fit(undisturbed, *new_loaders(), epochs=1, **QUIET)
+    assert_same_weights(model.net, undisturbed)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert engine.test(model, new_loaders()[1], precision="float32").loss == history.rows[-1]["test_loss"]
+
+
+def test_a_model_that_raises_keeps_the_finished_epochs(tiny_net, tmp_path):
+    model = Poison(tiny_net, 5, RuntimeError("out of cheese"))
+    with pytest.raises(RuntimeError, match="out of cheese"):
+        engine.fit(model, *new_loaders(), epochs=5, checkpoint=tmp_path / "run", **QUIET)
+    assert (tmp_path / "run" / "epoch-0001.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"epochs": 0}, ValueError, "epochs is a whole number from 1 up, not 0"),
+        ({"model": "resnet18"}, TypeError, "model is a torch.nn.Module, not str"),
+        ({"model": nn.ReLU()}, ValueError, "the model has no trainable parameter"),
+        ({"train_loader": iter([1])}, TypeError, "train_loader has no length"),
+        ({"test_loader": []}, ValueError, "test_loader is empty"),
+        ({"optimizer": torch.optim.SGD(TinyNet().parameters())}, ValueError, "holds no parameter of this model"),
+        ({"criterion": nn.CrossEntropyLoss(reduction="sum")}, ValueError, "not reduction='sum'"),
+        ({"precision": "bfloat61"}, ValueError, r"unknown precision 'bfloat61'.*did you mean 'bfloat16'\?"),
+        ({"precision": "float16"}, ValueError, "float16 needs a CUDA device and this is 'cpu'"),
+        ({"resume": True}, ValueError, "resume needs the folder of the run: give checkpoint= as well"),
+        ({"seed": -1}, ValueError, "a seed is a whole number from 0"),
+    ],
+)
+def test_misuse_is_refused_before_any_work(change, error, message, tiny_net, loaders):
+    arguments = {
+        "model": tiny_net,
+        "train_loader": loaders[0],
+        "test_loader": loaders[1],
+        "epochs": 1,
+        **QUIET,
+        **change,
+    }
+    before = copy.deepcopy(tiny_net.state_dict())
+    positional = [arguments.pop(name) for name in ("model", "train_loader", "test_loader")]
+    with pytest.raises(error, match=message):
+        engine.fit(*positional, **arguments)
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+
+
+def test_a_scheduler_that_does_not_fit_is_refused(tiny_net, loaders):
+    optimizer, other = (torch.optim.SGD(tiny_net.parameters(), lr=0.1) for _ in range(2))
+    arguments = {"epochs": 4, "optimizer": optimizer, **QUIET}
+    with pytest.raises(ValueError, match="the scheduler belongs to another optimizer"):
+        engine.fit(tiny_net, *loaders, scheduler=lr_scheduler.StepLR(other, 1), **arguments)
+    short = lr_scheduler.OneCycleLR(optimizer, 0.1, epochs=3, steps_per_epoch=3)
+    with pytest.raises(ValueError, match="built for 9 steps and the run takes 4 epochs of 3 batches"):
+        engine.fit(tiny_net, *loaders, scheduler=short, **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_remembers_the_bad_batch_without_waiting(tiny_net):
+    model = Poison(tiny_net, 2, float("nan"))
+    with pytest.raises(FloatingPointError, match="epoch 1: the loss is NaN or infinite at batch 1"):
+        engine.fit(model, *new_loaders(), epochs=1, log=None, device="cuda")

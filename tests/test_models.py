@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from eva_utils.models import create_model, list_models
+from eva_utils.models.norms import NORMS, make_norm
+
+NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def norms_in(model):
+    return [module for module in model.modules() if isinstance(module, NORM_CLASSES)]
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("norm", NORMS)
+def test_holds_the_chosen_norm_and_no_other(name, norm):
+    model = create_model(name, num_classes=7, norm=norm)
+    kind = type(make_norm(norm)(64))
+    assert {type(module) for module in norms_in(model)} == {kind}
+    if norm == "layer":
+        assert {module.num_groups for module in norms_in(model)} == {1}
+    for side in (8, 13, 32):
+        assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name, norms, parameters",
+    [("resnet18", 20, 11_173_962), ("resnet34", 36, 21_282_122), ("small_resnet", 9, 1_923_914)],
+)
+def test_parameter_and_norm_counts(name, norms, parameters):
+    for norm in ("batch", "layer"):
+        model = create_model(name, norm=norm)
+        assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+        assert len(norms_in(model)) == norms
+
+
+def test_norm_as_a_callable():
+    model = create_model("resnet18", norm=nn.InstanceNorm2d)
+    assert {type(module) for module in norms_in(model)} == {nn.InstanceNorm2d}
+
+
+@pytest.mark.parametrize("stride, side", [(1, 8), (2, 4)])
+def test_last_stride_sets_the_size_of_layer4(stride, side):
+    model = create_model("resnet18", norm="layer", last_stride=stride)
+    sizes = {}
+    model.layer4.register_forward_hook(lambda module, inputs, output: sizes.update(map=output.shape))
+    model(torch.randn(1, 3, 32, 32))
+    assert sizes["map"] == (1, 512, side, side)
+
+
+def test_what_each_norm_averages_over():
+    x = 3 * torch.randn(4, 64, 5, 5) + 2
+    for norm, dims in (("layer", (1, 2, 3)), ("channel", (1,)), ("batch", (0, 2, 3))):
+        mean, var = x.mean(dims, keepdim=True), x.var(dims, keepdim=True, unbiased=False)
+        torch.testing.assert_close(make_norm(norm)(64)(x), (x - mean) / (var + 1e-5).sqrt())
+    groups = x.reshape(4, 32, -1)
+    by_hand = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(make_norm("group")(64)(x), by_hand.reshape(x.shape))
+
+
+def test_initialisation_is_as_stated():
+    model = create_model("resnet18", norm="layer")
+    for conv in (model.layer1[0].conv1, model.layer4[1].conv2):
+        assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
+
+
+def test_blocks_of_the_small_network_start_as_the_identity():
+    model = create_model("small_resnet")
+    x = torch.randn(2, 128, 8, 8).relu()
+    torch.testing.assert_close(model.layer2[-1](x), x)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown model 'resnet81': choose one of .*; did you mean 'resnet18'\?"):
+        create_model("resnet81")
+    with pytest.raises(ValueError, match=r"unknown norm 'layr': choose one of .*; did you mean 'layer'\?"):
+        create_model("resnet18", norm="layr")
+    with pytest.raises(ValueError, match="last_stride is 1 or 2, not 3"):
+        create_model("resnet18", last_stride=3)
