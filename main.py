@@ -92,6 +92,9 @@ def train(args: argparse.Namespace) -> None:
         checkpoint=args.out,
         resume="auto" if args.resume else False,
     )
+    if not history.rows:
+        print(f"Stopped before the first epoch had finished; {args.out}/ holds no weights")
+        return
     eva.plot_history(history).savefig(args.out / "curves.png", dpi=120)
     best = history.best
     print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights, record and curves")
@@ -107,19 +110,26 @@ def write_command(args: argparse.Namespace, data: Data) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Score a run's best and last weights on the test images and compare with its record."""
-    note = json.loads((args.evaluate / "command.json").read_text())
-    history = eva.History.from_json((args.evaluate / "history.json").read_text())
+    """Score a run's best and last weights on the test images and set the record beside it."""
+    note = json.loads((args.evaluate / "command.json").read_text(encoding="utf-8"))
+    history = eva.History.from_json((args.evaluate / "history.json").read_text(encoding="utf-8"))
     options = note["options"]
-    model = build(options["model"], options["norm"], options["last_stride"], len(note["classes"]))
-    test_set = load(args).test
-    test_set.transform = test_transform(note["mean"], note["std"])
+    args.size = args.size or options["size"]
+    data = load(args)
+    if data.classes != note["classes"]:
+        raise ValueError(
+            f"{args.evaluate} was trained on the classes {', '.join(note['classes'])}, and --data {args.data} "
+            f"has {', '.join(data.classes)}; give the data it was trained on"
+        )
+    data.test.transform = test_transform(note["mean"], note["std"])
+    model = build(options["model"], options["norm"], options["last_stride"], len(data.classes))
+    where = "of the held-out images" if options["validation"] else "of the test images"
     for which, row in (("best", history.best), ("last", history.rows[-1])):
         eva.load_weights(model, args.evaluate, which)
-        score = eva.test(model, test_set, device=args.device, precision=args.precision)
+        score = eva.test(model, data.test, device=args.device, precision=args.precision)
         print(
             f"{which}.pt, epoch {row['epoch']}: {score.correct}/{score.samples} ({score.accuracy:.2f}%), "
-            f"loss {score.loss:.4f}; the record says {row['test_accuracy']:.2f}%, loss {row['test_loss']:.4f}"
+            f"loss {score.loss:.4f}; the record says {row['test_accuracy']:.2f}% {where}, loss {row['test_loss']:.4f}"
         )
 
 

@@ -1,0 +1,309 @@
+"""What is on disk survives kills and damage; a resumed run equals an undisturbed one bit for bit."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TinyNet, random_batches
+from test_main import SCHEDULERS
+from torch import nn
+from torch.utils.data import DataLoader
+
+from eva_utils import main as engine
+from eva_utils.utils import checkpoint as disk
+from eva_utils.utils.loader import Loader
+from eva_utils.utils.runtime import seed_everything
+from eva_utils.utils.transforms import train_transform
+
+QUIET = {"log": None, "device": "cpu", "precision": "float32"}
+
+
+class Restless(nn.Module):
+    """Draws from every generator as it trains, so that a resumed run must restore them all."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        if self.training:
+            x = x * (1 + 0.1 * (random.random() + np.random.rand()) + 0.1 * torch.randn(len(x), 1, 1, 1))
+        return self.net(x)
+
+
+def make_run(scheduler="plateau", epochs=5, **options):
+    """Everything a run needs, made the same each time."""
+    seed_everything(11)
+    model = Restless(TinyNet())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    loader = DataLoader(random_batches(22), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(2))
+    test_loader = DataLoader(random_batches(13, seed=4), batch_size=8)
+    options = {"optimizer": optimizer, "scheduler": SCHEDULERS[scheduler](optimizer), **QUIET, **options}
+    return model, engine.fit(model, loader, test_loader, epochs=epochs, **options)
+
+
+def without_time(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
+
+
+def assert_equal_weights(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "lambda"])
+def test_a_resumed_run_equals_an_undisturbed_one(scheduler, precision, tmp_path):
+    model, history = make_run(scheduler, precision=precision)
+    total = {"epochs": 5, "precision": precision, "checkpoint": tmp_path / "run", "resume": "auto"}
+    stopped = StopAfter(2)
+    make_run(scheduler, **{**total, "log": stopped})
+    # Another state of every generator, as in a new process.
+    resumed_model, resumed = make_run(scheduler, **total)
+    assert stopped.lines[-1].startswith("Stopped in epoch 3")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert len({row["lr"] for row in history.rows}) > 1 or scheduler == "constant"
+
+
+class StopAfter:
+    """A log that interrupts, as Ctrl-C would, when the epoch after the given one begins."""
+
+    def __init__(self, epoch):
+        self.epoch, self.lines = epoch, []
+
+    def __call__(self, line):
+        self.lines.append(line)
+        if line == f"EPOCH: {self.epoch + 1}":
+            raise KeyboardInterrupt
+
+
+def test_our_loaders_resume_to_the_same_batches(tmp_path):
+    def run(epochs_until_stop=None, **options):
+        seed_everything(3)
+        images = torch.randint(256, (30, 3, 8, 8), dtype=torch.uint8)
+        transform = train_transform("eva8_s7", (0.5,) * 3, (0.2,) * 3)
+        loader = Loader(images, torch.arange(30) % 4, transform, batch_size=8, shuffle=True, seed=5)
+        model = TinyNet()
+        log = StopAfter(epochs_until_stop) if epochs_until_stop else None
+        return model, engine.fit(model, loader, loader, epochs=4, **{**QUIET, "log": log, **options})
+
+    model, history = run()
+    folder = {"checkpoint": tmp_path / "run", "resume": "auto"}
+    run(epochs_until_stop=2, **folder)
+    resumed_model, resumed = run(**folder)
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_checkpoint import make_run
+model, history = make_run(epochs=30, precision={precision!r}, checkpoint={folder!r}, resume="auto", log=print)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_killed_at_any_moment_and_resumed_it_is_bit_identical(precision, tmp_path):
+    model, history = make_run(epochs=30, precision=precision)
+    folder = tmp_path / "run"
+    script = SCRIPT.format(tests=str(ROOT / "tests"), precision=precision, folder=str(folder))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kills = 0
+    for delay in (0.0, 0.03, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith("Test set"):  # an epoch has ended: it is about to be saved
+                time.sleep(delay)
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 3
+    resumed_model, resumed = make_run(epochs=30, precision=precision, checkpoint=folder, resume="auto")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert_equal_weights(disk.load_verified(folder / "last.pt"), model.state_dict())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.pt", "epoch-0029.pt", "epoch-0030.pt", "history.json", "last.pt",
+    ]  # fmt: skip
+
+
+def test_what_a_run_leaves_on_disk(tmp_path):
+    model, history = make_run(epochs=4, checkpoint=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.pt", "epoch-0003.pt", "epoch-0004.pt", "history.json", "last.pt",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "history.json").read_text())["rows"] == history.rows
+    assert_equal_weights(torch.load(tmp_path / "last.pt", weights_only=True), model.state_dict())
+    best = Restless(TinyNet())
+    disk.load_weights(best, tmp_path, "best")
+    score = engine.test(best, DataLoader(random_batches(13, seed=4), batch_size=8), precision="float32")
+    assert (score.accuracy, score.loss) == (history.best["test_accuracy"], history.best["test_loss"])
+
+
+def test_a_finished_run_returns_its_history_and_weights(tmp_path):
+    model, history = make_run(epochs=3, checkpoint=tmp_path)
+    again_model, again = make_run(epochs=3, checkpoint=tmp_path, resume="auto")
+    assert again.rows == history.rows
+    assert_equal_weights(again_model.state_dict(), model.state_dict())
+
+
+def test_epochs_may_grow(tmp_path):
+    model, history = make_run(epochs=5)
+    make_run(epochs=2, checkpoint=tmp_path)
+    grown_model, grown = make_run(epochs=5, checkpoint=tmp_path, resume=True)
+    assert without_time(grown) == without_time(history) and grown.settings["epochs"] == 5
+    assert_equal_weights(grown_model.state_dict(), model.state_dict())
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
+    make_run(epochs=2, checkpoint=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"already holds a run; continue it with resume='auto'"):
+        make_run(epochs=3, checkpoint=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resume_needs_a_run_unless_auto(tmp_path):
+    with pytest.raises(ValueError, match="holds no run to resume; resume='auto' starts one"):
+        make_run(checkpoint=tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="resume is True, False or 'auto', not 'yes'"):
+        make_run(checkpoint=tmp_path, resume="yes")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        make_run(checkpoint=tmp_path / "file")
+
+
+def other_run(**change):
+    model = change.get("model", TinyNet())
+    optimizer = change.get("optimizer", torch.optim.SGD)(model.parameters(), lr=0.05)
+    images = torch.zeros(24, 3, 8, 8, dtype=torch.uint8) + change.get("pixel", 0)
+    transform = train_transform(change.get("recipe", "none"), (0.5,) * 3, (0.2,) * 3)
+    loader = Loader(
+        images, torch.arange(24) % 4, transform, batch_size=change.get("batch_size", 8), seed=change.get("seed", 0)
+    )
+    options = {name: change[name] for name in ("precision", "criterion") if name in change}
+    return {"model": model, "train_loader": loader, "test_loader": loader, "optimizer": optimizer, **QUIET, **options}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"model": TinyNet(5)},
+            r"the model is another one: 'fc.weight' is \(4, 6\) in the file and \(5, 6\) in the model",
+        ),
+        ({"model": Restless(TinyNet())}, "the model is another one: 'net.conv.weight' is only in the model"),
+        ({"optimizer": torch.optim.Adam}, "optimizer class was 'SGD' and is now 'Adam'"),
+        ({"batch_size": 7}, "batches was 3 and is now 4"),
+        ({"seed": 1}, "train_loader seed was 0 and is now 1"),
+        ({"pixel": 1}, "train_loader fingerprint was"),
+        ({"recipe": "eva8_s7"}, "train_loader transform was 'Normalize"),
+        ({"precision": "bfloat16"}, "precision was 'float32' and is now 'bfloat16'"),
+        (
+            {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)},
+            r"criterion label_smoothing was 0\.0 and is now 0\.1",
+        ),
+    ],
+)
+def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, message, tmp_path):
+    engine.fit(**other_run(), epochs=1, checkpoint=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"cannot resume: {message}"):
+        engine.fit(**other_run(**change), epochs=2, checkpoint=tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_recorded_precision_is_taken_up_again(tmp_path):
+    make_run(epochs=1, checkpoint=tmp_path, precision="bfloat16")
+    _, history = make_run(epochs=2, checkpoint=tmp_path, precision="auto", resume=True)
+    assert history.settings["precision"] == "bfloat16"
+
+
+def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
+    path = tmp_path / "state.pt"
+    disk.save_verified(path, {"weight": torch.randn(50), "epoch": 3})
+    content = path.read_bytes()
+    rng = random.Random(0)
+    damaged = [content[:length] for length in (0, 1, 70, len(content) // 2, len(content) - 1)]
+    damaged += [content[:-64], content + b"x"]
+    for position in [*rng.sample(range(len(content)), 300), len(content) - 1, len(content) - 70]:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(flipped))
+    accepted = 0
+    for version in damaged:
+        path.write_bytes(version)
+        with pytest.raises(disk.DamagedFileError, match="is damaged or was not saved by this package"):
+            disk.load_verified(path)
+        try:
+            torch.load(io.BytesIO(version), weights_only=True)
+            accepted += 1
+        except Exception:
+            pass
+    assert accepted > 50  # torch.load alone would have taken these
+    path.write_bytes(content)
+    assert disk.load_verified(path)["epoch"] == 3
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    model, history = make_run(epochs=4)
+    make_run(epochs=3, checkpoint=tmp_path)
+    damaged = tmp_path / "epoch-0003.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
+    lines = []
+    resumed_model, resumed = make_run(epochs=4, checkpoint=tmp_path, resume=True, log=lines.append)
+    assert "epoch-0003.pt is damaged" in lines[0] and lines[1].startswith("Resuming after epoch 2 of 4")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    for path in tmp_path.glob("epoch-*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; choose another folder"):
+        make_run(epochs=5, checkpoint=tmp_path, resume=True)
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    disk.save_verified(path, {"epoch": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        disk.save_verified(path, {"epoch": 2})
+    assert disk.load_verified(path) == {"epoch": 1} and [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_only_tensors_and_plain_values_are_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"state\.pt would hold more than tensors and plain values: .*Fraction"):
+        from fractions import Fraction
+
+        disk.save_verified(tmp_path / "state.pt", {"rate": Fraction(1, 3)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_weights_says_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"best\.pt does not exist; give the folder that fit"):
+        disk.load_weights(TinyNet(), tmp_path)
+    with pytest.raises(ValueError, match="which is 'best' or 'last', not 'first'"):
+        disk.load_weights(TinyNet(), tmp_path, "first")
+    disk.save_verified(tmp_path / "best.pt", TinyNet(5).state_dict())
+    with pytest.raises(ValueError, match=r"does not fit this TinyNet: 'fc\.weight' is \(5, 6\) in the file"):
+        disk.load_weights(TinyNet(4), tmp_path)
+    model = TinyNet(5)
+    assert disk.load_weights(model, tmp_path) is model

@@ -1,0 +1,25 @@
+import pytest
+
+from eva_utils.utils.history import History
+
+
+def row(epoch, accuracy):
+    return {"epoch": epoch, "test_accuracy": accuracy, "train_loss": 0.1 + 0.2, "seconds": 1e-9}
+
+
+def test_best_is_the_first_row_of_the_highest_accuracy():
+    history = History(rows=[row(1, 50.0), row(2, 61.5), row(3, 61.5), row(4, 60.0)])
+    assert history.best["epoch"] == 2 and len(history) == 4
+
+
+def test_json_gives_back_the_same_record():
+    history = History(
+        rows=[row(1, 100 / 3), row(2, 61.5)], settings={"seed": None, "groups": {"lr": 0.1}, "é": [1, "a"]}
+    )
+    assert History.from_json(history.to_json()) == history
+    assert History.from_json(History().to_json()) == History()
+
+
+def test_no_epoch_has_no_best():
+    with pytest.raises(ValueError, match="no epoch has finished"):
+        _ = History().best

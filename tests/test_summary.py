@@ -1,0 +1,52 @@
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from eva_utils.models import create_model
+from eva_utils.utils.summary import summary
+
+
+def test_the_table_changes_nothing(tiny_net):
+    tiny_net.norm.eval()
+    before, state = copy.deepcopy(tiny_net.state_dict()), torch.get_rng_state()
+    text = summary(tiny_net, (3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+    assert [module.training for module in tiny_net.modules()] == [True, True, False, True, True]
+    assert not any(module._forward_hooks for module in tiny_net.modules())
+    assert re.search(r"Conv2d-1 +\[-1, 6, 8, 8\] +168", text)
+
+
+def test_nothing_is_printed(tiny_net, capsys):
+    summary(tiny_net, (3, 8, 8))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_totals_are_the_models_own():
+    """torchsummary counts only what the layers own: here it would miss the scale."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(5))
+            self.fc = nn.Linear(3 * 8 * 8, 5)
+            self.fc.bias.requires_grad_(False)
+
+        def forward(self, x):
+            return self.scale * self.fc(x.flatten(1))
+
+    text = summary(Scaled(), (3, 8, 8))
+    total = 5 + 192 * 5 + 5
+    assert f"Total params: {total}\n" in text
+    assert f"Trainable params: {total - 5}\n" in text and "Non-trainable params: 5\n" in text
+    assert "Total params: 11,173,962\n" in summary(create_model("resnet18", norm="layer"), (3, 32, 32))
+
+
+def test_a_size_that_is_none_is_refused(tiny_net):
+    with pytest.raises(
+        ValueError, match=r"input_size is \(channels, height, width\), as \(3, 32, 32\), not \(32, 32\)"
+    ):
+        summary(tiny_net, (32, 32))
