@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())
     for path in tmp_path.glob("epoch-*.pt"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; choose another folder"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; choose another folder"):
         make_run(epochs=5, checkpoint=tmp_path, resume=True)
 
 

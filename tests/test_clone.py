@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 CHECK = """
 import sys
@@ -35,7 +36,7 @@ def test_from_inside_the_clone(clone):
 
 
 def test_reloading_the_bare_clone_keeps_one_module(clone):
-    code = "import eva_utils, sys; first = eva_utils; import eva_utils.utils.data; assert sys.modules['eva_utils'] is first"
+    code = "import sys, eva_utils as first, eva_utils.utils.data; assert sys.modules['eva_utils'] is first"
     python(code, clone)
 
 
@@ -49,14 +50,10 @@ def install(clone, tmp_path, *options):
         text=True,
         check=True,
     ).stdout.strip()
-    with open(f"{site}/borrowed.pth", "w") as file:
-        file.write(sysconfig.get_path("purelib") + "\n")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", executable, "install", "--quiet", "--no-deps", "--no-index"]
-        + ["--no-build-isolation", *options, "./eva_utils"],
-        cwd=clone,
-        check=True,
-    )
+    Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", *options)
+    command = [sys.executable, "-m", "pip", "--python", executable, "install", *options, "./eva_utils"]
+    subprocess.run(command, cwd=clone, check=True)
     return str(executable)
 
 

@@ -1,5 +1,4 @@
 import pickle
-import tarfile
 
 import cv2
 import numpy as np
@@ -126,7 +125,7 @@ def test_cifar10_is_read_from_its_own_format(tmp_path, monkeypatch):
 def test_damaged_cifar10_is_refused(tmp_path):
     folder = make_cifar10(tmp_path)
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(RuntimeError, match="CIFAR-10 is not in .* use 'shapes' or a folder of images"):
+    with pytest.raises(RuntimeError, match=r"CIFAR-10 is not in .* use 'shapes' or a folder of images"):
         D.load_data("cifar10", root=tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
 

@@ -42,7 +42,8 @@ class ProgressBar:
     def __exit__(self, kind: object, *_: object) -> None:
         if self.bar is None:
             return
-        line = str(self.bar)
+        # Without a rate, the line gives the epoch's mean and not that of the last few batches.
+        line = tqdm.format_meter(**{**self.bar.format_dict, "rate": None})
         self.bar.close()
         if not self.live and self.log is not None and kind is None:
             self.log(line)
