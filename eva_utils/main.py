@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from .utils import checkpoint as disk
-from .utils.checks import check_fit, trainable_parameters
+from .utils.checks import (
+    check_batch,
+    check_fit,
+    check_labels,
+    check_logits,
+    check_seed,
+    trainable_parameters,
+    warn_of_softmax,
+)
 from .utils.history import History, describe_run
+from .utils.lock import locked
 from .utils.meter import FirstBad, Meter, Score
 from .utils.progress import ProgressBar
 from .utils.runtime import (
@@ -69,13 +79,13 @@ def train(
     meter, first_bad = Meter(place), FirstBad(place)
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
         model.train()
-        for batch, (images, labels) in enumerate(loader):
-            images, labels = _move(images, place, dtype), labels.to(place, non_blocking=True)
+        for number, batch in enumerate(loader):
+            images, labels = check_batch(batch, f"batch {number}")
             optimizer.zero_grad()
-            with autocast(place, dtype):
-                logits = model(images)
+            logits = _forward(model, images, labels, place, dtype, number)
+            labels = labels.to(place, non_blocking=True)
             loss = criterion(logits.float(), labels)
-            first_bad.update(loss, batch)
+            first_bad.update(loss, number)
             if place.type == "cpu":
                 first_bad.check()
             scaler.scale(loss).backward()
@@ -85,14 +95,39 @@ def train(
             if scheduler is not None:
                 scheduler.step()
             meter.update(loss, logits, labels)
-            if bar.is_due(batch):
+            if bar.is_due(number):
                 first_bad.check()
                 score = meter.score()
-                bar.describe(f"Loss={score.loss:.4f} Batch_id={batch} LR={rate:.5f} Accuracy={score.accuracy:.2f}")
+                bar.describe(f"Loss={score.loss:.4f} Batch_id={number} LR={rate:.5f} Accuracy={score.accuracy:.2f}")
             bar.advance()
         first_bad.check()
     optimizer.zero_grad()
     return meter.score()
+
+
+def _forward(
+    model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, dtype: torch.dtype, number: int
+) -> Tensor:
+    """Return the logits of a batch, and say what does not fit: the images, the output or the labels."""
+    shape = tuple(images.shape)
+    images = _move(images, device, dtype)
+    try:
+        with autocast(device, dtype):
+            logits = model(images)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except RuntimeError as error:
+        if number or "memory" in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model does not take images {shape}: {reason}") from error
+    check_logits(logits, images)
+    if number == 0:
+        warn_of_softmax(logits)
+    # Labels already on a device are checked once a pass, since reading them waits for it.
+    if number == 0 or labels.device.type == "cpu":
+        check_labels(labels, logits.shape[1], f"batch {number}")
+    return logits
 
 
 def test(
@@ -111,10 +146,10 @@ def test(
     meter = Meter(place)
     with keep_modes(model), torch.no_grad():
         model.eval()
-        for images, labels in loader:
-            images, labels = _move(images, place, dtype), labels.to(place, non_blocking=True)
-            with autocast(place, dtype):
-                logits = model(images)
+        for number, batch in enumerate(loader):
+            images, labels = check_batch(batch, f"batch {number}")
+            logits = _forward(model, images, labels, place, dtype, number)
+            labels = labels.to(place, non_blocking=True)
             meter.update(criterion(logits.float(), labels), logits, labels)
     return meter.score()
 
@@ -164,66 +199,83 @@ def fit(
     Raises:
         ValueError: an argument does not fit the others, or the run to resume; nothing has been done.
         FloatingPointError: a loss is NaN or infinite, naming epoch and batch.
+        torch.OutOfMemoryError: a batch does not fit, naming its size and a smaller one.
+        An error that ends a run carries the record of its finished epochs as `error.history`.
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
+    if seed is not None:
+        check_seed(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     say: Log = log or (lambda line: None)
-    saved = None
-    if checkpoint is not None:
-        folder = Path(checkpoint)
-        disk.prepare_folder(folder, resume)
-        saved = disk.latest_state(folder, say)
-    elif resume:
+    if checkpoint is None and resume:
         raise ValueError("resume needs the folder of the run: give checkpoint= as well")
-    if saved and precision == "auto":
-        dtype = pick_precision(saved["history"]["settings"]["precision"], place)
+    with ExitStack() as held:
+        saved, folder = None, None
+        if checkpoint is not None:
+            folder = Path(checkpoint)
+            disk.prepare_folder(folder, resume)
+            held.enter_context(locked(folder))
+            saved = disk.latest_state(folder, say)
+        if saved and precision == "auto":
+            dtype = pick_precision(saved["history"]["settings"]["precision"], place)
+        if optimizer is None:
+            fused = dtype != torch.float32 and place.type in ("cpu", "cuda")
+            optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused or None)
+        if scheduler is None:
+            scheduler = ReduceLROnPlateau(optimizer, patience=3)
+        scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+        how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
+        settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
+        settings |= {"epochs": epochs, "seed": seed, "precision": how["precision"], "device": place.type, **hardware()}
+        history = History(settings=settings)
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        generator = getattr(train_loader, "generator", None)
+        if saved:
+            disk.check_resumable(saved, model, settings)
+        if seed is not None:
+            seed_everything(seed)
+        if saved and folder:
+            _restore(saved, parts, generator)
+            history.rows = saved["history"]["rows"]
+            settings["epochs"] = max(epochs, len(history))
+            disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
+            say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
 
-    if optimizer is None:
-        fused = dtype != torch.float32 and place.type in ("cpu", "cuda")
-        optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused or None)
-    if scheduler is None:
-        scheduler = ReduceLROnPlateau(optimizer, patience=3)
-    scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
-    settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
-    settings |= {"epochs": epochs, "seed": seed, "precision": precision_name(dtype), "device": place.type, **hardware()}
-    history = History(settings=settings)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    generator = getattr(train_loader, "generator", None)
-    if saved:
-        disk.check_resumable(saved, model, settings)
-    if seed is not None:
-        seed_everything(seed)
-    if saved:
-        _restore(saved, parts, generator)
-        history.rows = saved["history"]["rows"]
-        settings["epochs"] = max(epochs, len(history))
-        disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
-        say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
+        epoch, finished = len(history), _copy_weights(model)
+        try:
+            while epoch < epochs:
+                epoch += 1
+                say(f"EPOCH: {epoch}")
+                row = _run_epoch(
+                    epoch, model, train_loader, test_loader, optimizer, scheduler, scaler, progress, log, **how
+                )
+                _step(scheduler, row)
+                finished = _copy_weights(model)
+                history.rows.append(row)
+                if folder:
+                    state = _state(epoch, parts, generator, history)
+                    disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
+        except BaseException as error:
+            model.load_state_dict(finished)
+            optimizer.zero_grad()
+            if not isinstance(error, KeyboardInterrupt):
+                error.history = history  # type: ignore[attr-defined]
+                _explain(error, epoch, train_loader)
+                raise
+            say(f"Stopped in epoch {epoch}: weights and history are those of the {len(history)} finished epochs")
+        return history
 
-    epoch, finished = len(history), _copy_weights(model)
-    try:
-        while epoch < epochs:
-            epoch += 1
-            say(f"EPOCH: {epoch}")
-            row = _run_epoch(
-                epoch, model, train_loader, test_loader, optimizer, scheduler, scaler, progress, log,
-                criterion=criterion, device=place, precision=precision_name(dtype),
-            )  # fmt: skip
-            _step(scheduler, row)
-            finished = _copy_weights(model)
-            history.rows.append(row)
-            if checkpoint is not None:
-                state = _state(epoch, parts, generator, history)
-                disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
-    except BaseException as error:
-        model.load_state_dict(finished)
-        optimizer.zero_grad()
-        if isinstance(error, FloatingPointError):
-            raise FloatingPointError(f"epoch {epoch}: {error}") from None
-        if not isinstance(error, KeyboardInterrupt):
-            raise
-        say(f"Stopped in epoch {epoch}: the weights and the history are those of the {len(history)} finished epochs")
-    return history
+
+def _explain(error: BaseException, epoch: int, loader: Any) -> None:
+    """Put the epoch into the message of a loss that is not finite, and a smaller batch into one of lack of memory."""
+    if isinstance(error, FloatingPointError):
+        error.args = (f"epoch {epoch}: {error}",)
+    elif isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        size = getattr(loader, "batch_size", None)
+        advice = (
+            f"of {size} images; try batch_size={max(1, size // 2)}" if isinstance(size, int) else "; try half of it"
+        )
+        error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({str(error).splitlines()[0]})",)
 
 
 def _run_epoch(

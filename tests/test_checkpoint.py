@@ -135,14 +135,14 @@ def test_killed_at_any_moment_and_resumed_it_is_bit_identical(precision, tmp_pat
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())
     assert_equal_weights(disk.load_verified(folder / "last.pt"), model.state_dict())
     assert sorted(path.name for path in folder.iterdir()) == [
-        "best.pt", "epoch-0029.pt", "epoch-0030.pt", "history.json", "last.pt",
+        ".lock",         "best.pt", "epoch-0029.pt", "epoch-0030.pt", "history.json", "last.pt",
     ]  # fmt: skip
 
 
 def test_what_a_run_leaves_on_disk(tmp_path):
     model, history = make_run(epochs=4, checkpoint=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "best.pt", "epoch-0003.pt", "epoch-0004.pt", "history.json", "last.pt",
+        ".lock",         "best.pt", "epoch-0003.pt", "epoch-0004.pt", "history.json", "last.pt",
     ]  # fmt: skip
     assert json.loads((tmp_path / "history.json").read_text())["rows"] == history.rows
     assert_equal_weights(torch.load(tmp_path / "last.pt", weights_only=True), model.state_dict())

@@ -227,7 +227,7 @@ def test_ctrl_c_returns_the_finished_epochs(tiny_net):
     model, lines = Poison(tiny_net, 5, KeyboardInterrupt()), []
     seed_everything(1)
     history = engine.fit(model, *new_loaders(), epochs=5, **{**QUIET, "log": lines.append})
-    assert len(history) == 1 and lines[-1].startswith("Stopped in epoch 2: the weights and the history are those of")
+    assert len(history) == 1 and lines[-1].startswith("Stopped in epoch 2: weights and history are those of the 1 ")
     seed_everything(1)
     engine.fit(undisturbed, *new_loaders(), epochs=1, **QUIET)
     assert_same_weights(model.net, undisturbed)

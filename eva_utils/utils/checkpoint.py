@@ -148,6 +148,8 @@ def latest_state(folder: Path, log: Callable[[str], None]) -> dict | None:
     Raises:
         DamagedFileError: there is a run, and no state of it is whole.
     """
+    for unfinished in folder.glob(".*.pt.*"):  # what a kill left of a save
+        unfinished.unlink()
     found = sorted(_epoch_files(folder), reverse=True)
     for number, path in found:
         try:
@@ -175,8 +177,6 @@ def prepare_folder(folder: Path, resume: bool | str) -> None:
     if not holds_run and resume is True:
         raise ValueError(f"{folder} holds no run to resume; resume='auto' starts one where there is none")
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".*.pt.*"):
-        unfinished.unlink()
 
 
 def _epoch_files(folder: Path) -> list[tuple[int, Path]]:

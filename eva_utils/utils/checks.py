@@ -1,10 +1,34 @@
-"""What `fit` refuses before any work."""
+"""What is refused before any work: numbers out of range, arguments and batches that do not fit each other."""
 
+import math
+import numbers
+import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless the value is a whole number from `least` up."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
+
+
+def check_real(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Raise ValueError unless the value is a number from `low` (or, with `open_low`, above it) to below `high`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    if not (low <= number < high) or (open_low and number == low):
+        bounds = f"{'above' if open_low else 'from'} {low:g}" + (f" and below {high:g}" if high < math.inf else " up")
+        raise ValueError(f"{name} is a number {bounds.replace('above 0 up', 'above 0')}, not {value!r}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ValueError unless the seed is one that python, numpy and torch all take."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed!r}")
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -22,10 +46,14 @@ def check_fit(
     criterion: Any,
 ) -> None:
     """Refuse what cannot train, before any work."""
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ValueError(f"epochs is a whole number from 1 up, not {epochs!r}")
+    check_whole("epochs", epochs, 1)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    if any(parameter.is_inference() or parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the model was made inside torch.inference_mode() or on the meta device, so it cannot be trained; "
+            "build it outside"
+        )
     if not trainable_parameters(model):
         raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
     for name, loader in (("train_loader", train_loader), ("test_loader", test_loader)):
@@ -37,6 +65,8 @@ def check_fit(
         own = {id(parameter) for parameter in model.parameters()}
         if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
+        if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
     if scheduler is not None and scheduler.optimizer is not optimizer:
         raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * len(train_loader):
@@ -46,3 +76,65 @@ def check_fit(
         )
     if getattr(criterion, "reduction", "mean") != "mean":
         raise ValueError(f"the criterion must average over the batch, not reduction={criterion.reduction!r}")
+
+
+def check_batch(batch: Any, place: str) -> tuple[Tensor, Tensor]:
+    """Return the images and the labels of a batch, or raise if it is not (float32 images, int64 labels).
+
+    Args:
+        batch: what a loader yielded.
+        place: names the batch in the message, as "batch 3".
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+        raise ValueError(f"{place} is a {kind}; a loader must yield pairs of tensors (images, labels)")
+    images, labels = batch
+    if images.dtype != torch.float32 or images.ndim < 2:
+        raise ValueError(
+            f"the images of {place} are {_kind(images)}; give float32 (N, C, H, W), as normalize() makes of uint8"
+        )
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        one_hot = "; turn one-hot rows into numbers with labels.argmax(1)" if labels.ndim == 2 else ""
+        raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){one_hot}")
+    if len(images) != len(labels) or not len(labels):
+        raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels; give one label an image")
+    return images, labels
+
+
+def check_logits(logits: Any, images: Tensor) -> None:
+    """Raise unless a model's output is floating point (N, C)."""
+    found = _kind(logits) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(f"the model returned {found} for {len(images)} images; it must return logits (N, classes)")
+
+
+def check_labels(labels: Tensor, classes: int, place: str) -> None:
+    """Raise unless every label is from 0 to classes - 1; this waits for the labels' device."""
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{place} has labels from {low} to {high} and the model {classes} classes; "
+            f"labels are from 0 to {classes - 1}: renumber them, or build the model with more classes"
+        )
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs (N, C) look as if a softmax had made them: none negative, each row adding up to 1."""
+    sums = outputs.detach().float().sum(dim=1)
+    return (
+        outputs.shape[1] > 1 and bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
+    )
+
+
+def warn_of_softmax(outputs: Tensor) -> None:
+    """Warn if a model ends in a softmax, since cross entropy applies one itself."""
+    if are_probabilities(outputs):
+        warnings.warn(
+            "the model ends in a softmax and cross entropy applies one itself, so the loss cannot come near 0; "
+            "return the logits instead",
+            stacklevel=4,
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

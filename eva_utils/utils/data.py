@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from . import shapes
-from .loader import ImageFiles, Loader
+from .checks import check_seed, check_whole
+from .images import ImageFiles
+from .loader import Loader
 from .names import unknown_name
 from .runtime import memory_bytes, pick_device
 from .transforms import Compose, test_transform, train_transform
@@ -72,12 +74,14 @@ def load_data(
         ValueError: an argument is out of range, or the folder is not laid out as above.
         RuntimeError: CIFAR-10 is absent and cannot be downloaded.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("validation", validation, 0), ("workers", workers, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
-    for name, option in (("size", size), ("limit", limit)):
-        if option is not None and (not isinstance(option, int) or option < 1):
-            raise ValueError(f"{name} is None or a whole number from 1 up, not {option!r}")
+    check_whole("batch_size", batch_size, 1)
+    check_whole("validation", validation, 0)
+    check_whole("workers", workers, 0)
+    check_seed(seed)
+    if size is not None:
+        check_whole("size", size, 8)
+    if limit is not None:
+        check_whole("limit", limit, 1)
     placed = pick_device(device or "cpu")
     train_transform(recipe or "none", (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
 
@@ -205,13 +209,8 @@ def _decode(files: ImageFiles) -> Tensor:
     if not len(files):
         return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     images = torch.empty(len(files), *files[0].shape, dtype=torch.uint8)
-    for index, image in enumerate(map(files.__getitem__, range(len(files)))):
-        if image.shape != images.shape[1:]:
-            raise ValueError(
-                f"{files.paths[index]} is {image.shape[2]}x{image.shape[1]} pixels and {files.paths[0]} is "
-                f"{images.shape[3]}x{images.shape[2]}; give size= to resize all to one side"
-            )
-        images[index] = image
+    for index in range(len(files)):
+        images[index] = files[index]
     return images
 
 

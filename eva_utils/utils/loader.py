@@ -3,45 +3,14 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from .images import ImageFiles
 from .transforms import Compose
-
-
-class ImageFiles(Dataset):
-    """Image files as uint8 tensors (3, H, W), decoded when asked for.
-
-    Args:
-        paths: the files.
-        size: side to resize to; None leaves the images as they are, and then all must be of one size.
-    """
-
-    def __init__(self, paths: Sequence[Path], size: int | None = None) -> None:
-        self.paths, self.size = list(paths), size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        import cv2
-
-        path = self.paths[index]
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise ValueError(f"{path} cannot be read as an image; restore or remove it")
-        if self.size is not None and pixels.shape[:2] != (self.size, self.size):
-            method = cv2.INTER_AREA if min(pixels.shape[:2]) > self.size else cv2.INTER_LINEAR
-            pixels = cv2.resize(pixels, (self.size, self.size), interpolation=method)
-        return torch.from_numpy(pixels[..., ::-1].transpose(2, 0, 1).copy())
-
-    def pick(self, positions: Tensor) -> "ImageFiles":
-        """Return the files at these positions."""
-        return ImageFiles([self.paths[position] for position in positions.tolist()], self.size)
 
 
 class Loader:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .checks import check_seed
 from .names import unknown_name
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,8 +108,7 @@ def seed_everything(seed: int) -> None:
     Raises:
         ValueError: the seed is not a whole number from 0 to 2**32 - 1.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed!r}")
+    check_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
