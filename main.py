@@ -3,44 +3,64 @@
 python main.py --data shapes --epochs 8 --lr 0.1 --out runs/shapes
 python main.py --data cifar10 --model resnet18 --norm layer --recipe eva6_s8 --epochs 40 --out runs/s8
 python main.py --evaluate runs/s8 --data cifar10
+python main.py --preflight --data cifar10 --model resnet18
 """
 
 import argparse
+import difflib
 import json
 import sys
 from pathlib import Path
 
 import eva_utils as eva
 from eva_utils.models.norms import NORMS
-from eva_utils.utils.checkpoint import write_atomic
+from eva_utils.utils.checkpoint import check_folder, write_atomic
+from eva_utils.utils.checks import check_whole
 from eva_utils.utils.data import Data
-from eva_utils.utils.optim import OPTIMIZERS, make_optimizer
-from eva_utils.utils.runtime import PRECISIONS
+from eva_utils.utils.lock import locked
+from eva_utils.utils.optim import OPTIMIZERS, make_optimizer, make_plateau
+from eva_utils.utils.runtime import PRECISIONS, pick_device, pick_precision
 from eva_utils.utils.transforms import RECIPES, test_transform
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake in one sentence, with the nearest option there is."""
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+            self.error(f"unknown option {unknown[0]!r}; {hint}")
+        return namespace
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py",
+        allow_abbrev=False,
         description="Train an image classifier, or score a finished run again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="shapes", help="shapes, cifar10, or a folder with train/CLASS/ and test/CLASS/")
     data.add_argument("--root", default="data", help="where cifar10 is downloaded to")
-    data.add_argument("--recipe", choices=RECIPES, default="none", help="augmentation of the training images")
+    data.add_argument("--recipe", default="none", help=f"augmentation of the training images: {', '.join(RECIPES)}")
     data.add_argument("--batch-size", type=int, default=128, help="images in a batch")
     data.add_argument("--validation", type=int, default=0, help="training images to hold out and test on")
     data.add_argument("--size", type=int, help="resize a folder's images to this side")
     data.add_argument("--limit", type=int, help="keep only so many images of each split")
     data.add_argument("--workers", type=int, default=0, help="processes that decode what does not fit into memory")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=eva.list_models(), default="small_resnet", help="architecture")
-    model.add_argument("--norm", choices=NORMS, default="layer", help="normalization, the only one in the model")
-    model.add_argument("--last-stride", type=int, choices=(1, 2), help="stride of a ResNet's layer4; 1 keeps 8x8 maps")
+    model.add_argument("--model", default="small_resnet", help=f"architecture: {', '.join(eva.list_models())}")
+    model.add_argument("--norm", default="layer", help=f"normalization, the only one in it: {', '.join(NORMS)}")
+    model.add_argument("--last-stride", type=int, help="stride of a ResNet's layer4, 1 or 2; 1 keeps 8x8 maps")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=10, help="in all, those of a resumed run included")
-    training.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    training.add_argument("--optimizer", default="sgd", help=f"one of {', '.join(OPTIMIZERS)}")
     training.add_argument("--lr", type=float, default=0.01, help="learning rate at the start")
     training.add_argument("--momentum", type=float, default=0.9, help="of SGD, and Adam's first beta")
     training.add_argument("--weight-decay", type=float, default=0.0, help="of weights, not of norms and biases")
@@ -49,10 +69,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--seed", type=int, default=1, help="of the weights, the order and the augmentation")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda or mps; the best there is if left out")
-    machine.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
+    machine.add_argument("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/latest"), help="folder for checkpoints, record and curves")
     run.add_argument("--resume", action="store_true", help="continue the run in --out if there is one")
+    run.add_argument("--preflight", action="store_true", help="check data and model for a minute instead of training")
     run.add_argument("--evaluate", type=Path, metavar="RUN", help="score this run's weights on --data and stop")
     return parser.parse_args(arguments)
 
@@ -69,24 +90,31 @@ def build(name: str, norm: str, last_stride: int | None, classes: int):
     return eva.create_model(name, num_classes=classes, norm=norm, **options)
 
 
-def train(args: argparse.Namespace) -> None:
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-    data = load(args)
+def make_parts(args: argparse.Namespace, classes: int):
     eva.seed_everything(args.seed)
-    model = build(args.model, args.norm, args.last_stride, len(data.classes))
-    optimizer = make_optimizer(
-        args.optimizer, model, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
-    )
+    model = build(args.model, args.norm, args.last_stride, classes)
+    rates = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
+    optimizer = make_optimizer(args.optimizer, model, **rates)
+    return model, optimizer, make_plateau(optimizer, factor=args.factor, patience=args.patience)
+
+
+def train(args: argparse.Namespace) -> int:
+    check_whole("epochs", args.epochs, 1)
+    pick_precision(args.precision, pick_device(args.device))
+    check_out(args.out, args.resume)
+    make_parts(args, classes=10)  # refuses a wrong name or number before the data is read
+    data = load(args)
+    model, optimizer, scheduler = make_parts(args, len(data.classes))
     print(eva.summary(model, tuple(data.train.images[0].shape)))
-    write_command(args, data)
+    with locked(args.out):
+        write_command(args, data)
     history = eva.fit(
         model,
         data.train,
         data.validation or data.test,
         epochs=args.epochs,
         optimizer=optimizer,
-        scheduler=ReduceLROnPlateau(optimizer, factor=args.factor, patience=args.patience),
+        scheduler=scheduler,
         device=args.device,
         precision=args.precision,
         checkpoint=args.out,
@@ -94,53 +122,89 @@ def train(args: argparse.Namespace) -> None:
     )
     if not history.rows:
         print(f"Stopped before the first epoch had finished; {args.out}/ holds no weights")
-        return
+        return 0
     eva.plot_history(history).savefig(args.out / "curves.png", dpi=120)
     best = history.best
     print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights, record and curves")
+    return 0
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse a folder of other files, so that a run never mixes with them."""
+    check_folder(out, "auto" if resume else False)
+    if out.is_dir():
+        others = sorted(path.name for path in out.iterdir() if path.name not in (".lock", "command.json"))
+        if others and "history.json" not in others:
+            raise ValueError(f"--out {out} holds other files ({others[0]}) and no run; name a new or an empty folder")
+
+
+def preflight(args: argparse.Namespace) -> int:
+    make_parts(args, classes=10)
+    data = load(args)
+    model, _, _ = make_parts(args, len(data.classes))
+    report = eva.preflight(model, data)
+    print(report)
+    return 0 if report.passed else 1
 
 
 def write_command(args: argparse.Namespace, data: Data) -> None:
     """Note beside a new run what --evaluate needs to build it again; a run that has begun keeps its note."""
     if not (args.out / "history.json").exists():
-        args.out.mkdir(parents=True, exist_ok=True)
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         note = {"options": options, "classes": data.classes, "mean": data.mean, "std": data.std}
         write_atomic(args.out / "command.json", (json.dumps(note, indent=1) + "\n").encode())
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Score a run's best and last weights on the test images and set the record beside it."""
-    note = json.loads((args.evaluate / "command.json").read_text(encoding="utf-8"))
-    history = eva.History.from_json((args.evaluate / "history.json").read_text(encoding="utf-8"))
-    options = note["options"]
-    args.size = args.size or options["size"]
+def evaluate(args: argparse.Namespace) -> int:
+    """Score a run's best and last weights on the test images and set the record beside it.
+
+    A run of a notebook has no note of its model: --model, --norm and --last-stride say it.
+    """
+    try:
+        history = eva.History.from_json((args.evaluate / "history.json").read_text(encoding="utf-8"))
+        best, last, precision = history.best, history.rows[-1], history.settings["precision"]
+        note_file = args.evaluate / "command.json"
+        note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.exists() else None
+        options = note["options"] if note else vars(args)
+        args.size = args.size or options["size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{args.evaluate} holds no finished epoch of a run ({type(error).__name__}: {error}); "
+            "give the folder that was its --out"
+        ) from None
     data = load(args)
-    if data.classes != note["classes"]:
+    if note and data.classes != note["classes"]:
         raise ValueError(
             f"{args.evaluate} was trained on the classes {', '.join(note['classes'])}, and --data {args.data} "
             f"has {', '.join(data.classes)}; give the data it was trained on"
         )
-    data.test.transform = test_transform(note["mean"], note["std"])
+    if note:
+        data.test.transform = test_transform(note["mean"], note["std"])
+    if args.precision == "auto" and precision != "float16":
+        args.precision = precision
     model = build(options["model"], options["norm"], options["last_stride"], len(data.classes))
     where = "of the held-out images" if options["validation"] else "of the test images"
-    for which, row in (("best", history.best), ("last", history.rows[-1])):
+    for which, row in (("best", best), ("last", last)):
         eva.load_weights(model, args.evaluate, which)
         score = eva.test(model, data.test, device=args.device, precision=args.precision)
         print(
             f"{which}.pt, epoch {row['epoch']}: {score.correct}/{score.samples} ({score.accuracy:.2f}%), "
             f"loss {score.loss:.4f}; the record says {row['test_accuracy']:.2f}% {where}, loss {row['test_loss']:.4f}"
         )
+    return 0
 
 
 def main() -> int:
     args = parse()
+    command = evaluate if args.evaluate else preflight if args.preflight else train
     try:
-        evaluate(args) if args.evaluate else train(args)
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        return command(args)
+    except KeyboardInterrupt:
+        print("main.py: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, FloatingPointError) as error:
+        print(f"main.py: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ setup(
         "matplotlib>=3.7",  # figures
         "torchsummary>=1.5",  # the table of layers
         "tqdm>=4.60",  # the progress bar
-        "opencv-python>=4.7",  # decoding, resizing and drawing images
+        "opencv-python>=4.7",  # drawing the shapes
+        "pillow>=10",  # decoding image files: names the truncated ones, knows palettes, alpha and EXIF; torchvision needs it
     ],
     extras_require={
         "test": [
@@ -34,6 +35,7 @@ setup(
             "mypy>=1.10",  # types
             "setuptools>=64",  # the tests install a clone without the network
             "grad-cam>=1.5",  # the reference that Grad-CAM is compared with
+            "hypothesis>=6",  # property tests
         ],
         "bench": [],  # the rivals, each added with the benchmark that measures it
     },

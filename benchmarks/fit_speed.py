@@ -1,4 +1,4 @@
-"""Images a second of `train` beside a plain PyTorch loop, on the same model and images.
+"""Images a second of `fit` beside a plain PyTorch loop, on the same model and images.
 
     python benchmarks/fit_speed.py --model resnet18 --images 640
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -81,10 +82,12 @@ def main():
     plain_loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, persistent_workers=True)
     model = eva.create_model(args.model, norm="layer").to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    few = [next(iter(data.test))]  # fit tests after its epoch: one batch here, counted against it
+    once = {"epochs": 1, "optimizer": optimizer, "scheduler": ConstantLR(optimizer, factor=1), "log": None}
     ways = {
         "plain loop, float32": lambda: plain_epoch(model, plain_loader, optimizer, device),
-        "train, float32": lambda: eva.train(model, data.train, optimizer, precision="float32", log=None),
-        f"train, {auto} (auto)": lambda: eva.train(model, data.train, optimizer, log=None),
+        "fit, float32": lambda: eva.fit(model, data.train, few, precision="float32", **once),
+        f"fit, {auto} (auto)": lambda: eva.fit(model, data.train, few, **once),
     }
     speeds = {name: [] for name in ways}
     for turn in range(args.rounds + 1):

@@ -22,6 +22,7 @@ _HOME = {
     "History": "utils.history",
     "param_groups": "utils.optim",
     "plot_history": "utils.plotting",
+    "preflight": "utils.preflight",
     "summary": "utils.summary",
 }
 __all__ = ["__version__", *_HOME]

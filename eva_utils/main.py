@@ -1,5 +1,6 @@
 """The training loop: `train` one epoch, `test` one pass, `fit` a run."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def train(
             images, labels = check_batch(batch, f"batch {number}")
             optimizer.zero_grad()
             logits = _forward(model, images, labels, place, dtype, number)
-            labels = labels.to(place, non_blocking=True)
+            labels = labels.to(place, non_blocking=place.type == "cuda")
             loss = criterion(logits.float(), labels)
             first_bad.update(loss, number)
             if place.type == "cpu":
@@ -114,13 +115,12 @@ def _forward(
     try:
         with autocast(device, dtype):
             logits = model(images)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except RuntimeError as error:
-        if number or "memory" in str(error):
+        # Lack of memory and a killed worker reach this place too, and are not the images' fault.
+        if number or "memory" in str(error) or "worker" in str(error):
             raise
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the model does not take images {shape}: {reason}") from error
+        raise ValueError(f"the model failed on its first batch, images {shape}: {reason}") from error
     check_logits(logits, images)
     if number == 0:
         warn_of_softmax(logits)
@@ -138,9 +138,10 @@ def test(
     device: str | torch.device | None = None,
     precision: str = "auto",
 ) -> Score:
-    """Score the model on a loader in evaluation mode, each sample counted once; nothing of the model changes.
+    """Score the model on a loader in evaluation mode, each sample counted once.
 
-    Args are those of `train`. A loss that is NaN is returned as it is.
+    The model is moved to the device and left in the mode it was in. Args are those of `train`. A loss
+    that is NaN is returned as it is.
     """
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     meter = Meter(place)
@@ -149,7 +150,7 @@ def test(
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
             logits = _forward(model, images, labels, place, dtype, number)
-            labels = labels.to(place, non_blocking=True)
+            labels = labels.to(place, non_blocking=place.type == "cuda")
             meter.update(criterion(logits.float(), labels), logits, labels)
     return meter.score()
 
@@ -174,8 +175,8 @@ def fit(
     """Train and test for so many epochs and return the record of the run.
 
     In float32 the weights follow a plain PyTorch loop bit for bit. Ctrl-C and a notebook's stop button
-    return the record of the finished epochs; so that it fits them, the weights go back to the last
-    finished epoch, as they do after an error.
+    return the record of the finished epochs; so that they fit it, model, optimizer and scheduler go back
+    to the last finished epoch, as they do after an error.
 
     Args:
         model: returns logits (N, C); it is moved to the device and left in the mode it was in.
@@ -191,13 +192,13 @@ def fit(
         precision: "auto", "float32", "bfloat16" or "float16"; a resumed run keeps its own.
         seed: seeds python, numpy and torch before the first epoch; the loaders have their own seed.
         checkpoint: folder in which every finished epoch is put before the next begins.
-        resume: True continues the run in the folder, "auto" does so if there is one. Optimizer and
-            scheduler are then put back as they were, learning rate included.
+        resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
+            back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
         progress: whether to show a bar each epoch.
         log: takes one line; None is silent.
 
     Raises:
-        ValueError: an argument does not fit the others, or the run to resume; nothing has been done.
+        ValueError: an argument does not fit the others, or the run to resume; nothing has been trained.
         FloatingPointError: a loss is NaN or infinite, naming epoch and batch.
         torch.OutOfMemoryError: a batch does not fit, naming its size and a smaller one.
         An error that ends a run carries the record of its finished epochs as `error.history`.
@@ -213,11 +214,11 @@ def fit(
         saved, folder = None, None
         if checkpoint is not None:
             folder = Path(checkpoint)
-            disk.prepare_folder(folder, resume)
+            disk.check_folder(folder, resume)
             held.enter_context(locked(folder))
             saved = disk.latest_state(folder, say)
         if saved and precision == "auto":
-            dtype = pick_precision(saved["history"]["settings"]["precision"], place)
+            dtype = _recorded_precision(saved, place)
         if optimizer is None:
             fused = dtype != torch.float32 and place.type in ("cpu", "cuda")
             optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused or None)
@@ -226,22 +227,22 @@ def fit(
         scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
         how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
-        settings |= {"epochs": epochs, "seed": seed, "precision": how["precision"], "device": place.type, **hardware()}
+        settings |= {"epochs": epochs, "seed": seed, "precision": how["precision"], **hardware(place)}
         history = History(settings=settings)
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-        generator = getattr(train_loader, "generator", None)
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        generators = _generators(train_loader)
         if saved:
-            disk.check_resumable(saved, model, settings)
+            disk.check_resumable(saved, model, settings, fresh_optimizer=not optimizer.state)
         if seed is not None:
             seed_everything(seed)
         if saved and folder:
-            _restore(saved, parts, generator)
-            history.rows = saved["history"]["rows"]
-            settings["epochs"] = max(epochs, len(history))
+            _restore(saved, parts, generators)
+            history = History(**saved["history"])
+            history.settings["epochs"] = max(epochs, len(history))
             disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
             say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
 
-        epoch, finished = len(history), _copy_weights(model)
+        epoch, finished = len(history), _copy_states(parts)
         try:
             while epoch < epochs:
                 epoch += 1
@@ -250,13 +251,14 @@ def fit(
                     epoch, model, train_loader, test_loader, optimizer, scheduler, scaler, progress, log, **how
                 )
                 _step(scheduler, row)
-                finished = _copy_weights(model)
+                finished = _copy_states(parts)
                 history.rows.append(row)
                 if folder:
-                    state = _state(epoch, parts, generator, history)
+                    state = _state(epoch, parts, generators, history)
                     disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
         except BaseException as error:
-            model.load_state_dict(finished)
+            for name, part in parts.items():
+                part.load_state_dict(finished[name])
             optimizer.zero_grad()
             if not isinstance(error, KeyboardInterrupt):
                 error.history = history  # type: ignore[attr-defined]
@@ -273,9 +275,10 @@ def _explain(error: BaseException, epoch: int, loader: Any) -> None:
     elif isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         size = getattr(loader, "batch_size", None)
         advice = (
-            f"of {size} images; try batch_size={max(1, size // 2)}" if isinstance(size, int) else "; try half of it"
+            f"of {size} images; try batch_size={max(1, size // 2)}" if isinstance(size, int) else "this large; halve it"
         )
-        error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({str(error).splitlines()[0]})",)
+        reason = (str(error) or "the system gave no more").splitlines()[0]
+        error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({reason})",)
 
 
 def _run_epoch(
@@ -312,7 +315,7 @@ def _run_epoch(
         "train_accuracy": trained.accuracy,
         "test_loss": tested.loss,
         "test_accuracy": tested.accuracy,
-        "lr": rate,
+        "lr": float(rate),
         "seconds": time.perf_counter() - start,
     }
 
@@ -325,28 +328,43 @@ def _step(scheduler: LRScheduler, row: dict) -> None:
         scheduler.step()
 
 
-def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+def _copy_states(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
 
-def _state(epoch: int, parts: dict[str, Any], generator: torch.Generator | None, history: History) -> dict:
+def _generators(loader: Any) -> list[torch.Generator]:
+    """Return the generators of its own that a DataLoader draws its order from."""
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    found = [getattr(part, "generator", None) for part in (loader, sampler, inner)]
+    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+
+
+def _recorded_precision(saved: dict, device: torch.device) -> torch.dtype:
+    precision = saved["history"]["settings"]["precision"]
+    if precision == "float16" and device.type != "cuda":
+        raise ValueError("cannot resume: the run was trained in float16; resume it on a CUDA device, or start another")
+    return pick_precision(precision, device)
+
+
+def _state(epoch: int, parts: dict[str, Any], generators: list[torch.Generator], history: History) -> dict:
     """Return everything that shapes the epochs to come."""
     return {
         "epoch": epoch,
         "history": {"settings": history.settings, "rows": history.rows},
         "rng": rng_state(),
-        "generator": None if generator is None else generator.get_state(),
+        "generators": [generator.get_state() for generator in generators],
         **{name: part.state_dict() for name, part in parts.items()},
     }
 
 
-def _restore(saved: dict, parts: dict[str, Any], generator: torch.Generator | None) -> None:
+def _restore(saved: dict, parts: dict[str, Any], generators: list[torch.Generator]) -> None:
     """Put back what `_state` returned."""
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     set_rng_state(saved["rng"])
-    if generator is not None and saved["generator"] is not None:
-        generator.set_state(saved["generator"])
+    for generator, state in zip(generators, saved["generators"], strict=True):
+        generator.set_state(state)
 
 
 def _prepare(
@@ -364,6 +382,6 @@ def _prepare(
 
 def _move(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Bring a batch to the device, channels last where it will be computed in half precision."""
-    if dtype != torch.float32 and images.ndim == 4:
-        return images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return images.to(device, non_blocking=True)
+    last = dtype != torch.float32 and images.ndim == 4
+    layout = torch.channels_last if last else torch.preserve_format
+    return images.to(device, non_blocking=device.type == "cuda", memory_format=layout)

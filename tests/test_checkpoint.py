@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, TinyNet, random_batches
 from test_main import SCHEDULERS
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
@@ -54,13 +54,28 @@ def without_time(history):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
 
 
+def test_a_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        samples = random_batches(22)
+        sampler = RandomSampler(samples, generator=torch.Generator().manual_seed(9))
+        loader, model = DataLoader(samples, batch_size=8, sampler=sampler), TinyNet()
+        return model, engine.fit(model, loader, loader, epochs=4, **{**QUIET, "log": log, **options})
+
+    model, history = run()
+    run(log=StopAfter(2), checkpoint=tmp_path, resume="auto")
+    resumed_model, resumed = run(checkpoint=tmp_path, resume="auto")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+
+
 def assert_equal_weights(first, second):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "lambda"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_resumed_run_equals_an_undisturbed_one(scheduler, precision, tmp_path):
     model, history = make_run(scheduler, precision=precision)
     total = {"epochs": 5, "precision": precision, "checkpoint": tmp_path / "run", "resume": "auto"}
@@ -173,6 +188,54 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"already holds a run; continue it with resume='auto'"):
         make_run(epochs=3, checkpoint=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_results_without_their_epochs_are_neither_resumed_nor_written_over(tmp_path):
+    make_run(epochs=2, checkpoint=tmp_path)
+    for path in tmp_path.glob("epoch-*.pt"):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for resume in (True, "auto"):
+        with pytest.raises(ValueError, match=r"holds best\.pt and no epoch-\*\.pt to resume from; put those back"):
+            make_run(epochs=3, checkpoint=tmp_path, resume=resume)
+    (tmp_path / "history.json").unlink()
+    with pytest.raises(ValueError, match="already holds a run"):
+        make_run(epochs=3, checkpoint=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        name: content for name, content in before.items() if name != "history.json"
+    }
+
+
+def test_a_resumed_record_keeps_the_settings_it_was_made_with(tmp_path):
+    seed_everything(11)
+    engine.fit(**other_run(), epochs=1, seed=7, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"cannot resume: optimizer group 0 lr was 0\.05 and is now 0\.5"):
+        run = other_run()
+        run["optimizer"] = torch.optim.SGD(run["model"].parameters(), lr=0.5)
+        engine.fit(**run, epochs=2, checkpoint=tmp_path, resume=True)
+    history = engine.fit(**other_run(), epochs=2, checkpoint=tmp_path, resume=True)
+    assert history.settings["seed"] == 7 and history.settings["epochs"] == 2
+
+
+def test_numpys_numbers_are_saved_as_pythons(tmp_path):
+    model = TinyNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=np.float64(0.1), momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5 * (1 + np.cos(np.pi * epoch / 5)))
+    loader = DataLoader(random_batches(22), batch_size=8)
+    history = engine.fit(
+        model, loader, loader, epochs=3, optimizer=optimizer, scheduler=scheduler, checkpoint=tmp_path, **QUIET
+    )
+    assert [type(row["lr"]) for row in history.rows] == [float] * 3
+    assert json.loads((tmp_path / "history.json").read_text())["rows"] == history.rows
+
+
+def test_workers_do_not_keep_the_lock(tmp_path):
+    samples = random_batches(16)
+    loader = DataLoader(samples, batch_size=8, num_workers=1, persistent_workers=True)
+    test_loader, model = DataLoader(samples, batch_size=8), TinyNet()
+    for epochs in (1, 2):
+        history = engine.fit(model, loader, test_loader, epochs=epochs, checkpoint=tmp_path, resume="auto", **QUIET)
+    assert len(history) == 2
 
 
 def test_resume_needs_a_run_unless_auto(tmp_path):

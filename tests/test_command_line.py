@@ -66,4 +66,71 @@ def test_help_lists_titled_groups_with_defaults():
     printed = run("--help")
     for title in ("data:", "model:", "training:", "machine:", "run:"):
         assert f"\n{title}\n" in printed
-    assert "(default: 128)" in printed and "--recipe {none,eva6_s8,eva8_s7}" in printed
+    assert "(default: 128)" in printed and "images: none, eva6_s8, eva8_s7 (default: none)" in " ".join(printed.split())
+
+
+WRONG = [
+    (["--epcohs", "3"], "unknown option '--epcohs'; did you mean --epochs?"),
+    (["--epoch=3"], "unknown option '--epoch=3'; did you mean --epochs?"),
+    (["--epochs", "three"], "argument --epochs: invalid int value: 'three'"),
+    (["--epochs", "0"], "epochs is a whole number from 1 up, not 0"),
+    (["--model", "resnet81"], "unknown model 'resnet81': choose one of resnet18, resnet34, small_resnet; did you mean"),
+    (["--norm", "layr"], "unknown norm 'layr': choose one of batch, layer, channel, group; did you mean 'layer'?"),
+    (["--recipe", "eva6"], "unknown recipe 'eva6': choose one of none, eva6_s8, eva8_s7; did you mean 'eva6_s8'?"),
+    (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw; did you mean 'adam'?"),
+    (
+        ["--data", "shape"],
+        "unknown data source (and no such folder) 'shape': choose one of shapes, cifar10; did you mean",
+    ),
+    (["--last-stride", "3", "--model", "resnet18"], "last_stride is 1 or 2, not 3"),
+    (["--lr", "0"], "lr is a number above 0, not 0.0"),
+    (["--lr", "nan"], "lr is a number above 0, not nan"),
+    (["--momentum", "1"], "momentum is a number from 0 and below 1, not 1.0"),
+    (["--weight-decay", "-1"], "weight_decay is a number from 0 up, not -1.0"),
+    (["--factor", "1"], "factor is a number above 0 and below 1, not 1.0"),
+    (["--patience", "-1"], "patience is a whole number from 0 up, not -1"),
+    (["--batch-size", "-8"], "batch_size is a whole number from 1 up, not -8"),
+    (["--validation", "20000"], "validation=20000 would hold out all of the 10000 training images"),
+    (["--limit", "0"], "limit is a whole number from 1 up, not 0"),
+    (["--size", "4"], "size is a whole number from 8 up, not 4"),
+    (["--workers", "-1"], "workers is a whole number from 0 up, not -1"),
+    (["--seed", "-1"], "a seed is a whole number from 0 to 2**32 - 1, not -1"),
+    (["--device", "tpu"], "device 'tpu' is not usable here"),
+    (
+        ["--precision", "bf16", "--limit", "20"],
+        "unknown precision 'bf16': choose one of auto, float32, bfloat16, float16",
+    ),
+    (["--evaluate", "nowhere"], "nowhere holds no finished epoch of a run"),
+]
+
+
+def test_every_wrong_turn_gets_one_sentence_and_writes_nothing(tmp_path):
+    """All in one process, since importing torch for each would take minutes."""
+    code = (
+        "import sys, runpy, json\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['main.py', *arguments]\n"
+        "    try:\n        runpy.run_path('main.py', run_name='__main__')\n"
+        "    except SystemExit as stop:\n        print('exit', stop.code, file=sys.stderr)\n"
+    )
+    lines = [[*arguments, "--out", str(tmp_path / "run")] for arguments, _ in WRONG]
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(lines)], cwd=ROOT, capture_output=True, text=True)
+    answers = done.stderr.splitlines()
+    assert answers[1::2] == ["exit 2"] * len(WRONG), done.stderr
+    for (arguments, message), answer in zip(WRONG, answers[::2], strict=True):
+        assert answer.startswith(f"main.py: {message}"), (arguments, answer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_cannot_be_used_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    assert "is a file; name a folder" in run("--out", tmp_path / "file", code=2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert "holds other files (thesis.txt) and no run" in run("--out", tmp_path / "full", code=2)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_preflight_prints_its_table():
+    printed = run("--preflight", "--limit", 200, "--recipe", "eva8_s7")
+    assert printed.count("pass  ") == 7 and "pass  Cutout changes pixels" in printed

@@ -125,7 +125,7 @@ def test_cifar10_is_read_from_its_own_format(tmp_path, monkeypatch):
 def test_damaged_cifar10_is_refused(tmp_path):
     folder = make_cifar10(tmp_path)
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(RuntimeError, match=r"CIFAR-10 is not in .* use 'shapes' or a folder of images"):
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py is incomplete or damaged; remove it to download"):
         D.load_data("cifar10", root=tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
 
@@ -171,3 +171,15 @@ def test_a_folder_laid_out_otherwise_is_refused(image_folder):
         D.load_data(image_folder)
     with pytest.raises(ValueError, match="has no train/ folder; put the images under"):
         D.load_data(image_folder / "train")
+
+
+def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"the archive of another dataset")
+    with pytest.raises(
+        ValueError, match=r"cifar-10-python\.tar\.gz is damaged or holds another dataset \(MD5 .*remove it"
+    ):
+        D.load_data("cifar10", root=tmp_path)
+    assert archive.read_bytes() == b"the archive of another dataset"
+    with pytest.raises(ValueError, match=r"is a file; unpack it and give the folder that holds train/ and test/"):
+        D.load_data(archive)

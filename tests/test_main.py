@@ -193,6 +193,40 @@ def test_precision_and_settings_are_recorded(tiny_net, loaders):
     assert {parameter.dtype for parameter in tiny_net.parameters()} == {torch.float32}
 
 
+class Looks(nn.Module):
+    """Keeps the type and the memory layout of what reaches its convolution and of what leaves it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.seen = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), set()
+
+    def forward(self, x):
+        out = self.conv(x)
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        self.seen.add((self.training, x.dtype, out.dtype, last))
+        return self.fc(out.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_reaches_the_convolutions(precision, loaders):
+    model, dtype = Looks(), getattr(torch, precision)
+    engine.fit(model, *loaders, epochs=1, log=None, device="cpu", precision=precision)
+    low = precision != "float32"
+    assert model.seen == {(training, torch.float32, dtype, low) for training in (True, False)}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_optimizer_and_scheduler_go_back_with_the_weights(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05, momentum=0.9)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, epochs=5, steps_per_epoch=3)
+    model = Poison(tiny_net, 5, KeyboardInterrupt())
+    options = {"optimizer": optimizer, "scheduler": scheduler, **QUIET}
+    history = engine.fit(model, *new_loaders(), epochs=5, **options)
+    assert len(history) == 1 and scheduler.last_epoch == 3
+    assert {int(state["momentum_buffer"].isfinite().all()) for state in optimizer.state.values()} == {1}
+    assert len(engine.fit(model, *new_loaders(), epochs=4, **options)) == 4
+
+
 class Poison(nn.Module):
     """Passes images through until a chosen call, whose output is made NaN or is an interruption."""
 

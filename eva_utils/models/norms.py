@@ -35,7 +35,7 @@ def channel_norm(channels: int) -> nn.Module:
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Group normalization (Wu and He, 2018): 32 groups, or as many up to 32 as divide the channels."""
+    """Group normalization (Wu and He, 2018): gcd(32, channels) groups."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 

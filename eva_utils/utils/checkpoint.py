@@ -14,16 +14,18 @@ import io
 import os
 import re
 import struct
-import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 _MARK = b"sha256:"
 _SEAL_BYTES = len(_MARK) + 64
-# Options of an optimizer that a schedule changes as it runs; the saved ones are taken up again.
+# Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
 
 
@@ -37,16 +39,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     The content goes to a temporary file in the same folder, is flushed to the disk, read back and
     compared, and then renamed.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if hashlib.sha256(temporary.read_bytes()).digest() != hashlib.sha256(content).digest():
             raise OSError(f"{path} was not written correctly: the disk returned other bytes; {path.name} is as it was")
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -59,9 +59,9 @@ def save_verified(path: Path, value: object) -> None:
         TypeError: the value holds anything else, which `weights_only=True` would not load again.
     """
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    torch.save(_portable(value), buffer)
     try:
-        torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
+        torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
     except Exception as error:
         reason = re.search(r"Unsupported .*", str(error))
         raise TypeError(
@@ -70,6 +70,19 @@ def save_verified(path: Path, value: object) -> None:
     # A zip archive ends with the length of its comment, so far 0, and the comment.
     content = buffer.getvalue()[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
     write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
+
+
+def _portable(value: Any) -> Any:
+    """Bring tensors to the CPU and turn numpy's numbers into Python's, in dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (dict, OrderedDict):
+        return {key: _portable(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_portable, value))
+    return value
 
 
 def load_verified(path: Path) -> dict:
@@ -148,7 +161,7 @@ def latest_state(folder: Path, log: Callable[[str], None]) -> dict | None:
     Raises:
         DamagedFileError: there is a run, and no state of it is whole.
     """
-    for unfinished in folder.glob(".*.pt.*"):  # what a kill left of a save
+    for unfinished in folder.glob(".*.tmp"):  # what a kill left of a save
         unfinished.unlink()
     found = sorted(_epoch_files(folder), reverse=True)
     for number, path in found:
@@ -161,8 +174,8 @@ def latest_state(folder: Path, log: Callable[[str], None]) -> dict | None:
     return None
 
 
-def prepare_folder(folder: Path, resume: bool | str) -> None:
-    """Make the run's folder, and refuse one that holds a run unless that run is to be resumed.
+def check_folder(folder: Path, resume: bool | str) -> None:
+    """Refuse a folder that holds a run unless that run is to be resumed; nothing is written.
 
     Raises:
         ValueError: the folder holds a run and `resume` is False, or holds none and it is True.
@@ -171,12 +184,17 @@ def prepare_folder(folder: Path, resume: bool | str) -> None:
         raise ValueError(f"resume is True, False or 'auto', not {resume!r}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is a file; name a folder")
-    holds_run = folder.is_dir() and (bool(_epoch_files(folder)) or (folder / "history.json").exists())
+    epochs = _epoch_files(folder) if folder.is_dir() else []
+    results = [name for name in ("best.pt", "last.pt", "history.json") if (folder / name).exists()]
+    if results and not epochs and resume:
+        raise ValueError(
+            f"{folder} holds {results[0]} and no epoch-*.pt to resume from; put those back, or choose another folder"
+        )
+    holds_run = bool(epochs or results)
     if holds_run and not resume:
         raise ValueError(f"{folder} already holds a run; continue it with resume='auto', or choose another folder")
     if not holds_run and resume is True:
         raise ValueError(f"{folder} holds no run to resume; resume='auto' starts one where there is none")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
@@ -184,13 +202,15 @@ def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in named if match]
 
 
-def check_resumable(saved: dict, model: nn.Module, settings: dict) -> None:
+def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_optimizer: bool) -> None:
     """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
 
     Args:
         saved: the state of the run on disk.
         model: the model given now.
         settings: the settings of the run as they would be now.
+        fresh_optimizer: whether the optimizer has made no step. Of one that has, what a schedule changes is
+            not compared.
 
     Raises:
         ValueError: they differ; the first difference is named.
@@ -199,16 +219,17 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict) -> None:
     if problem:
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
+    skip = set() if fresh_optimizer else _SCHEDULED
     for name in ("optimizer", "scheduler", "criterion", "batches", "train_loader", "test_loader", "precision"):
-        difference = _difference(name, before[name], settings[name])
+        difference = _difference(name, before[name], settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")
 
 
-def _difference(name: str, before: object, now: object) -> str | None:
+def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:
     """Say where two settings differ, by their path, or None."""
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in before | now if key not in _SCHEDULED]
-        found = (_difference(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
+        keys = [key for key in before | now if key not in skip]
+        found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
         return next((difference for difference in found if difference), None)
     return None if before == now else f"{name} was {before!r} and is now {now!r}"

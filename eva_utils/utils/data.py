@@ -1,5 +1,7 @@
 """Datasets to loaders: where the images come from, their mean, standard deviation and class names."""
 
+import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +65,7 @@ def load_data(
         batch_size: images in a batch; the last may be smaller.
         recipe: augmentation of the training images, see `eva_utils.utils.transforms.train_transform`;
             None is "none".
-        validation: training images to hold out, as many of each class, chosen by the seed.
+        validation: training images to hold out, in the classes' proportions, chosen by the seed.
         size: side in pixels to which a folder's images are resized.
         limit: keep only so many images of each split, in the classes' proportions, chosen by the seed.
         seed: of the order, the augmentation and the choices above.
@@ -94,7 +96,8 @@ def load_data(
     splits = [_pick(train, kept.nonzero().flatten()), _pick(train, held), test]
     if limit is not None:
         splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
-    fits = _uint8_bytes([images for images, _ in splits]) <= memory_bytes(placed) // 2
+    memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
+    fits = _uint8_bytes([images for images, _ in splits]) <= memory // 2
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
     known = (CIFAR10_MEAN, CIFAR10_STD) if source == "cifar10" else None
@@ -126,6 +129,8 @@ def _read(source: str | Path, root: Path, size: int | None) -> tuple[Split, Spli
     if source == "cifar10":
         return _read_cifar10(root)
     folder = Path(source)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
     if not folder.is_dir():
         raise unknown_name("data source (and no such folder)", str(source), SOURCES)
     for part in ("train", "test"):
@@ -141,12 +146,22 @@ def _read(source: str | Path, root: Path, size: int | None) -> tuple[Split, Spli
 def _read_cifar10(root: Path) -> tuple[Split, Split, list[str]]:
     from torchvision.datasets import CIFAR10
 
+    unpacked, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
+    if not unpacked.is_dir() and archive.exists():
+        digest = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != CIFAR10.tgz_md5:
+            raise ValueError(
+                f"{archive} is damaged or holds another dataset (MD5 {digest}, not {CIFAR10.tgz_md5}); "
+                "remove it to download it again"
+            )
     try:
-        train, test = (CIFAR10(str(root), train=part, download=not _has_cifar10(root)) for part in (True, False))
+        train, test = (CIFAR10(str(root), train=part, download=not unpacked.is_dir()) for part in (True, False))
     except (OSError, RuntimeError) as error:
+        if unpacked.is_dir():
+            raise ValueError(f"{unpacked} is incomplete or damaged; remove it to download it again") from error
         raise RuntimeError(
             f"CIFAR-10 is not in {root} and could not be downloaded ({error}); "
-            "use 'shapes' or a folder of images, or place the unpacked cifar-10-batches-py there"
+            f"use 'shapes' or a folder of images, or put {CIFAR10.filename} there"
         ) from error
     train_split, test_split = (
         (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
@@ -155,12 +170,23 @@ def _read_cifar10(root: Path) -> tuple[Split, Split, list[str]]:
     return train_split, test_split, list(train.classes)
 
 
-def _has_cifar10(root: Path) -> bool:
-    return (root / "cifar-10-batches-py").is_dir()
+def _entries(folder: Path) -> list[Path]:
+    """List a folder by name, without what is hidden; a link may not lead out of the dataset."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        path = Path(entry.path)
+        if entry.is_symlink():
+            root = folder.resolve().parents[0 if folder.name in ("train", "test") else 1]
+            if not path.resolve().is_relative_to(root):
+                raise ValueError(f"{path} is a link that leads out of the dataset; put the files themselves there")
+        found.append(path)
+    return found
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = [path.name for path in _entries(folder) if path.is_dir()]
     if not names:
         raise ValueError(f"{folder} has no class folder; put the images of each class into a folder of its name")
     return names
@@ -168,13 +194,10 @@ def _class_names(folder: Path) -> list[str]:
 
 def _list_images(folder: Path, classes: list[str], size: int | None) -> Split:
     """List the image files of each class in order of their names; hidden and other files are ignored."""
-    paths, labels = [], []
+    paths: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            path
-            for path in (folder / name).iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        )
+        found = [path for path in _entries(folder / name) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not found:
             raise ValueError(f"{folder / name} has no image; add some or remove the folder")
         paths += found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What a scheduler counts as it goes, and what only says how a step is computed.
-_RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "training"}
+_RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
 _HOW = {"foreach", "fused", "capturable", "differentiable"}
 
 
@@ -67,6 +67,7 @@ def describe_run(
         "criterion": {
             "class": getattr(criterion, "__name__", type(criterion).__name__),
             **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
+            **{name: value.tolist() for name, value in getattr(criterion, "state_dict", dict)().items()},
         },
         "batches": len(train_loader),
         "train_loader": _describe_loader(train_loader),
@@ -80,15 +81,19 @@ def _describe_loader(loader: Any) -> dict[str, Any]:
 
 
 def _plain(options: dict[str, Any], leave_out: set[str]) -> dict[str, Any]:
-    """Keep the public options that are finite numbers, strings, or lists of these."""
+    """Keep the public options that are finite numbers, strings, or lists of these, as Python's own."""
+    kept = {}
+    for name, value in options.items():
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
+        if isinstance(value, tuple):
+            value = list(value)
+        if not name.startswith("_") and name not in leave_out and _is_plain(value):
+            kept[name] = value
+    return kept
 
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return all(map(is_plain, value))
-        return isinstance(value, bool | int | str | type(None)) or (isinstance(value, float) and math.isfinite(value))
 
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in options.items()
-        if not name.startswith("_") and name not in leave_out and is_plain(value)
-    }
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))

@@ -80,7 +80,7 @@ class Loader:
             generator=torch.Generator(),
         )
         for images in decoded:
-            yield images.to(self.device, non_blocking=True)
+            yield images.to(self.device, non_blocking=self.device.type == "cuda")
 
     def describe(self) -> dict:
         """Return what determines the batches, as plain values: the record of a run keeps it."""

@@ -2,6 +2,7 @@
 
 from torch import nn, optim
 
+from .checks import check_real, check_whole
 from .names import unknown_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -28,6 +29,9 @@ def make_optimizer(
     Raises:
         ValueError: the name is not one of `OPTIMIZERS`, or a number is out of range.
     """
+    check_real("lr", lr, 0, open_low=True)
+    check_real("momentum", momentum, 0, 1)
+    check_real("weight_decay", weight_decay, 0)
     groups = param_groups(model, weight_decay)
     if name == "sgd":
         return optim.SGD(groups, lr=lr, momentum=momentum)
@@ -36,3 +40,16 @@ def make_optimizer(
     if name == "adamw":
         return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
     raise unknown_name("optimizer", name, OPTIMIZERS)
+
+
+def make_plateau(
+    optimizer: optim.Optimizer, *, factor: float = 0.1, patience: int = 3
+) -> optim.lr_scheduler.ReduceLROnPlateau:
+    """Build the schedule that multiplies the rate by `factor` after more than `patience` epochs without progress.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    check_real("factor", factor, 0, 1, open_low=True)
+    check_whole("patience", patience, 0)
+    return optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience)

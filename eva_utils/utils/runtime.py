@@ -5,7 +5,7 @@ import platform
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,9 @@ def precision_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Return the context in which a model runs in `dtype`; float32 changes nothing."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -83,10 +83,11 @@ def memory_bytes(device: torch.device) -> int:
         return 8 << 30
 
 
-def hardware() -> dict[str, str | int]:
+def hardware(device: torch.device) -> dict[str, str | int]:
     """Return the versions and the machine a run should name: python, torch, device and threads."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
+        "device": device.type,
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),
         "machine": name,

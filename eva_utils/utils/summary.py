@@ -27,7 +27,7 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
     import torchsummary
 
     table = io.StringIO()
-    with torch.random.fork_rng(), torch.no_grad(), contextlib.redirect_stdout(table):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stdout(table):
         torchsummary.summary(copy.deepcopy(model).cpu().eval(), tuple(input_size), device="cpu")
     parameters = list(model.parameters())
     total = sum(parameter.numel() for parameter in parameters)

@@ -8,6 +8,7 @@ into a `torchvision.transforms.v2.Compose` after `ToImage`.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +69,12 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (images - mean) / std for each channel, float32; uint8 images are first divided by 255."""
-    images = images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+    """Return (images - mean) / std for each channel; uint8 images are first divided by 255 and become float32."""
+    if images.dtype == torch.uint8:
+        images = images.to(torch.float32) / 255
+    if not images.is_floating_point():
+        raise ValueError(f"images are uint8 from 0 to 255 or floating point from 0 to 1, not {images.dtype}")
+    images = images.as_subclass(Tensor)
     return (images - _per_channel(mean, images)) / _per_channel(std, images)
 
 
@@ -81,7 +86,13 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
     if len(values) != images.shape[-3]:
         raise ValueError(f"got {len(values)} values for images of {images.shape[-3]} channels; give one a channel")
-    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+    return _column(tuple(values), images.dtype, images.device)
+
+
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor (C, 1, 1), made once: to copy it to a device for each batch would wait for the device."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 class RandomCrop(nn.Module):

@@ -1,0 +1,190 @@
+"""A minute's look at a model and its data for the mistakes that raise no error."""
+
+import copy
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .checks import are_probabilities, trainable_parameters
+from .images import ImageFiles
+from .loader import Loader
+from .runtime import rng_state, set_rng_state
+from .transforms import Normalize
+
+OVERFIT_IMAGES = 16
+OVERFIT_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: what was looked at, whether it passed, what was found and, if not, a likely cause."""
+
+    name: str
+    passed: bool
+    found: str
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The checks, in order; prints as a table."""
+
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{'pass' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.found}")
+            if not check.passed:
+                lines.append(f"{'':4}  {'':<{width}}  likely cause: {check.cause}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def preflight(model: nn.Module, data: Any) -> Preflight:
+    """Check, in under a minute on a CPU, what a training run would not complain about.
+
+    That the outputs are logits, the loss starts near ln(classes), a batch of 16 images can be learnt by
+    heart (Adam, at most 60 steps, float32), every parameter moves while it is, training and test set
+    share no image, and each augmentation changes pixels, differently for each image. All of it happens
+    on a copy of the model on the CPU; model, data and random generators are left as they were.
+
+    Args:
+        model: the model that is to be trained.
+        data: what `load_data` returned.
+    """
+    state = rng_state()
+    try:
+        images, labels = next(iter(data.train))
+        images, labels = images[:OVERFIT_IMAGES].cpu(), labels[:OVERFIT_IMAGES].cpu()
+        trial = copy.deepcopy(model).cpu().train()
+        with torch.no_grad():
+            outputs = trial(images)
+        checks = [_outputs_are_logits(outputs, labels, len(data.classes))]
+        if checks[0].passed:
+            checks.append(_starts_near_chance(outputs, labels))
+            checks += _learns_by_heart(trial, images, labels)
+        checks.append(_shares_no_image(data.train, data.test))
+        checks += _augmentations_work(data.train)
+        return Preflight(checks)
+    finally:
+        set_rng_state(state)
+
+
+def _outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:
+    name = "outputs are logits"
+    if not isinstance(outputs, Tensor) or outputs.shape != (len(labels), classes):
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        cause = f"the last layer must have {classes} outputs, one a class"
+        return Check(name, False, f"{found} for {len(labels)} images of {classes} classes", cause)
+    if are_probabilities(outputs):
+        cause = "the model ends in a softmax, and cross entropy applies one itself: return the logits"
+        return Check(name, False, "every row adds up to 1", cause)
+    return Check(name, True, f"{tuple(outputs.shape)}, from {outputs.min():.2f} to {outputs.max():.2f}")
+
+
+def _starts_near_chance(outputs: Tensor, labels: Tensor) -> Check:
+    loss, chance = nn.functional.cross_entropy(outputs, labels).item(), math.log(outputs.shape[1])
+    found = f"loss {loss:.2f}, ln({outputs.shape[1]}) = {chance:.2f}"
+    cause = "the first weights are too large, the images are not normalized, or the model was trained before"
+    return Check("loss starts near chance", abs(loss - chance) < 0.6 * chance, found, cause)
+
+
+def _learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[Check]:
+    """Train the copy on one batch; dropout is off, since it would only slow this down."""
+    for module in trial.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    named = dict(trial.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    trainable = trainable_parameters(trial)
+    if not trainable:
+        cause = "requires_grad is off everywhere: set requires_grad_(True) on the layers to train"
+        return [Check("one batch can be learnt", False, "no trainable parameter", cause)]
+    optimizer = torch.optim.Adam(trainable, lr=1e-3)
+    step, share = 0, 0.0
+    for step in range(1, OVERFIT_STEPS + 1):
+        optimizer.zero_grad()
+        outputs = trial(images)
+        if not outputs.requires_grad:
+            break
+        nn.functional.cross_entropy(outputs, labels).backward()
+        optimizer.step()
+        share = (outputs.argmax(1) == labels).float().mean().item()
+        if share == 1 and step >= 5:
+            break
+    still = [name for name, parameter in named.items() if torch.equal(parameter, before[name])]
+    frozen = [name for name in still if not named[name].requires_grad]
+    learnt = Check(
+        "one batch can be learnt",
+        share == 1,
+        f"{100 * share:.0f}% of {len(labels)} images after {step} steps",
+        "the labels do not belong to the images, a layer is cut off or frozen, or there is no nonlinearity",
+    )
+    reached = Check(
+        "gradients reach every parameter",
+        not still,
+        f"{len(named) - len(still)} of {len(named)} parameters moved"
+        + (f"; not {', '.join(still[:3])}" if still else ""),
+        "requires_grad is off: fine if you meant it"
+        if frozen and frozen == still
+        else "forward() does not use them, or detach(), no_grad() or .data cuts the graph",
+    )
+    return [learnt, reached]
+
+
+def _shares_no_image(train: Loader, test: Loader) -> Check:
+    seen = set(_digests(train.images))
+    shared = sum(digest in seen for digest in _digests(test.images))
+    found = f"{shared} of {len(test.images)} test images are training images too"
+    return Check(
+        "train and test share no image",
+        not shared,
+        found,
+        "the test folder was copied from train/, or split after copying",
+    )
+
+
+def _digests(images: Tensor | ImageFiles):
+    if isinstance(images, Tensor):
+        yield from (hashlib.md5(image.data, usedforsecurity=False).digest() for image in images.cpu().numpy())
+    else:
+        yield from (hashlib.md5(path.read_bytes(), usedforsecurity=False).digest() for path in images.paths)
+
+
+def _augmentations_work(train: Loader) -> list[Check]:
+    """Show each augmentation the same images twice over: they must change, and copies of one must differ."""
+    count = min(64, len(train.images))
+    if isinstance(train.images, Tensor):
+        images = train.images[:count].cpu()
+    else:
+        images = next(iter(DataLoader(train.images, count, generator=torch.Generator())))
+    augmentations = [part for part in train.transform if not isinstance(part, Normalize)]
+    if not augmentations:
+        return [Check("augmentation changes pixels", True, "none is asked for")]
+    checks = []
+    for part in augmentations:
+        changed = (part(images.clone()) != images).flatten(1).any(1).float().mean().item()
+        copies = part(images[:1].expand(count, -1, -1, -1).clone())
+        kinds = len({copy.numpy().tobytes() for copy in copies})
+        checks.append(
+            Check(
+                f"{type(part).__name__} changes pixels",
+                changed > 0.2 and kinds > 1,
+                f"{100 * changed:.0f}% of {count} images changed, {kinds} kinds of {count} copies of one",
+                "it returns its input instead of its result" if changed <= 0.2 else "it draws once for the whole batch",
+            )
+        )
+    return checks

@@ -1,0 +1,209 @@
+"""Every wrong turn in a loader or a model gets one sentence, before the first step."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TinyNet, random_batches
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from eva_utils import main as engine
+from eva_utils.utils import checks
+
+IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+QUIET = {"log": None, "device": "cpu", "precision": "float32"}
+
+
+def fit(model, batches, **options):
+    return engine.fit(model, batches, [(IMAGES, LABELS)], **{"epochs": 1, **QUIET, **options})
+
+
+WRONG_BATCHES = {
+    "not a pair": (IMAGES, r"batch 0 is a Tensor; a loader must yield pairs of tensors \(images, labels\)"),
+    "three things": ((IMAGES, LABELS, LABELS), "batch 0 is a tuple of 3; a loader must yield pairs"),
+    "labels as a list": ((IMAGES, [0] * 8), "batch 0 is a tuple of 2; a loader must yield pairs of tensors"),
+    "uint8 images": (
+        ((255 * IMAGES).to(torch.uint8), LABELS),
+        r"images of batch 0 are uint8 \(8, 3, 8, 8\); give float32",
+    ),
+    "float64 images": ((IMAGES.double(), LABELS), r"images of batch 0 are float64 .* give float32"),
+    "no batch axis": ((IMAGES[0, 0, 0], LABELS), r"images of batch 0 are float32 \(8,\); give float32"),
+    "wrong channels": (
+        (IMAGES[:, :1], LABELS),
+        r"the model failed on its first batch, images \(8, 1, 8, 8\): .*expected.*3 channels",
+    ),
+    "wrong rank": ((IMAGES.flatten(1), LABELS), r"the model failed on its first batch, images \(8, 192\): "),
+    "float labels": ((IMAGES, LABELS.float()), r"labels of batch 0 are float32 \(8,\); give class numbers, int64"),
+    "one-hot labels": ((IMAGES, torch.eye(4)[LABELS]), r"float32 \(8, 4\); .* with labels\.argmax\(1\)"),
+    "int32 labels": ((IMAGES, LABELS.int()), r"labels of batch 0 are int32 \(8,\); give class numbers, int64"),
+    "too large a label": ((IMAGES, LABELS + 1), "labels from 1 to 4 and the model 4 classes; labels are from 0 to 3"),
+    "a negative label": ((IMAGES, LABELS - 1), "labels from -1 to 2 and the model 4 classes"),
+    "too few labels": ((IMAGES, LABELS[:5]), "batch 0 has 8 images and 5 labels; give one label an image"),
+    "nothing in it": ((IMAGES[:0], LABELS[:0]), "batch 0 has 0 images and 0 labels"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BATCHES)
+def test_a_wrong_batch_is_refused_before_a_step(case, tiny_net, tmp_path):
+    batch, message = WRONG_BATCHES[case]
+    before = copy.deepcopy(tiny_net.state_dict())
+    with pytest.raises(ValueError, match=message):
+        fit(tiny_net, [batch], checkpoint=tmp_path / "run")
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_wrong_batch_later_on_keeps_the_finished_epochs(tiny_net):
+    class TurnsBad(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter([(IMAGES, LABELS), (IMAGES, LABELS + (self.passes == 3))])
+
+    with pytest.raises(ValueError, match="batch 1 has labels from 1 to 4") as caught:
+        fit(tiny_net, TurnsBad([0, 0]), epochs=5)
+    assert [row["epoch"] for row in caught.value.history.rows] == [1, 2]
+
+
+class Returns(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = TinyNet(), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda z: z[:, :, None], r"the model returned float32 \(8, 4, 1\) for 8 images; it must return logits"),
+        (lambda z: z.argmax(1), r"the model returned int64 \(8,\) for 8 images"),
+        (lambda z: (z, z), "the model returned tuple for 8 images"),
+        (lambda z: z[:1], r"the model returned float32 \(1, 4\) for 8 images"),
+    ],
+)
+def test_a_model_that_returns_no_logits_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit(Returns(change), [(IMAGES, LABELS)])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_softmax_at_the_end_is_warned_of(precision):
+    with pytest.warns(UserWarning, match="ends in a softmax and cross entropy applies one itself.*return the logits"):
+        fit(Returns(lambda z: z.softmax(1)), [(IMAGES, LABELS)], precision=precision)
+
+
+def test_logits_and_log_probabilities_are_not_warned_of(recwarn):
+    fit(TinyNet(), [(IMAGES, LABELS)])
+    fit(Returns(lambda z: z.log_softmax(1)), [(IMAGES, LABELS)])
+    assert not [warning for warning in recwarn if "softmax" in str(warning.message)]
+
+
+def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):
+    with torch.inference_mode():
+        inferred = TinyNet()
+    with pytest.raises(ValueError, match=r"made inside torch\.inference_mode\(\) or on the meta device"):
+        fit(inferred, [(IMAGES, LABELS)])
+    optimizer = torch.optim.SGD(tiny_net.conv.parameters(), lr=0.1)
+    tiny_net.conv.requires_grad_(False)
+    with pytest.raises(ValueError, match="every parameter of the optimizer is frozen"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), MemoryError()]
+)
+def test_lack_of_memory_names_the_batch_size_and_a_smaller_one(error, tiny_net, tmp_path):
+    class Greedy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = tiny_net, 0
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.calls == 4:
+                raise error
+            return self.net(x)
+
+    loader = DataLoader(random_batches(24), batch_size=8)
+    with pytest.raises(
+        type(error), match="epoch 2: out of memory with a batch of 8 images; try batch_size=4"
+    ) as caught:
+        engine.fit(Greedy(), loader, loader, epochs=3, checkpoint=tmp_path, **QUIET)
+    assert len(caught.value.history) == 1 and (tmp_path / "epoch-0001.pt").exists()
+
+
+class KillsItsWorker(Dataset):
+    """Serves one epoch; in the second, the worker dies as if the system had killed it."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        import os
+        import signal
+
+        if index == 9 and os.environ.get("EVA_TEST_EPOCH") == "2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return IMAGES[index % 8], int(LABELS[index % 8])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_worker_ends_the_run_and_keeps_the_finished_epochs(tiny_net, tmp_path, monkeypatch):
+    loader = DataLoader(KillsItsWorker(), batch_size=4, num_workers=1)
+
+    def log(line):
+        if line.startswith("EPOCH"):
+            monkeypatch.setenv("EVA_TEST_EPOCH", line.split()[-1])
+
+    with pytest.raises(RuntimeError, match=r"worker.*killed") as caught:
+        engine.fit(tiny_net, loader, [(IMAGES, LABELS)], epochs=3, checkpoint=tmp_path, **{**QUIET, "log": log})
+    assert len(caught.value.history) == 1 and (tmp_path / "epoch-0001.pt").exists()
+
+
+@pytest.mark.parametrize("value", [0.5, "3", None, True, -1])
+def test_whole_numbers(value):
+    with pytest.raises(ValueError, match=f"epochs is a whole number from 1 up, not {value!r}"):
+        checks.check_whole("epochs", value, 1)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), "0.1", None, True])
+def test_real_numbers_above_zero(value):
+    with pytest.raises(ValueError, match="lr is a number above 0, not "):
+        checks.check_real("lr", value, 0, open_low=True)
+
+
+def test_real_numbers_below_a_bound():
+    checks.check_real("momentum", 0, 0, 1)
+    with pytest.raises(ValueError, match=r"momentum is a number from 0 and below 1, not 1\.0"):
+        checks.check_real("momentum", 1.0, 0, 1)
+
+
+def test_a_folder_in_use_is_refused_and_free_again_when_its_process_dies(tmp_path):
+    pytest.importorskip("fcntl")
+    script = (
+        "import sys, time; from pathlib import Path; from eva_utils.utils.lock import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            ValueError, match=r"another process is training in .*; wait for it, stop it, or choose another"
+        ):
+            fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)
+    finally:
+        other.kill()
+        other.communicate()
+    assert len(fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file.run cannot be written to \(Not a directory\); choose another folder"):
+        fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path / "file" / "run")

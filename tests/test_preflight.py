@@ -1,0 +1,122 @@
+"""Preflight passes a sound set-up and names what is wrong with broken ones."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from eva_utils.models import create_model
+from eva_utils.utils.data import load_data
+from eva_utils.utils.loader import Loader
+from eva_utils.utils.preflight import preflight
+from eva_utils.utils.runtime import rng_state
+from eva_utils.utils.transforms import Compose, Normalize, RandomCrop
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("shapes", limit=200, recipe="eva6_s8", batch_size=64)
+
+
+def failed(report):
+    return {check.name: check for check in report.checks if not check.passed}
+
+
+def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
+    model = create_model("small_resnet")
+    model.layer1.eval()
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    state = rng_state()
+    report = preflight(model, data)
+    assert report.passed and len(report.checks) == 8 and "FAIL" not in str(report)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    after = rng_state()
+    assert torch.equal(state["torch"], after["torch"]) and state["python"] == after["python"]
+    assert torch.equal(state["numpy"][1], after["numpy"][1])
+
+
+class Ends(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = create_model("small_resnet"), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+def test_a_softmax(data):
+    problems = failed(preflight(Ends(lambda z: z.softmax(1)), data))
+    assert "ends in a softmax" in problems["outputs are logits"].cause
+
+
+def test_a_wrong_number_of_classes(data):
+    problems = failed(preflight(create_model("small_resnet", num_classes=7), data))
+    assert problems["outputs are logits"].found == "(16, 7) for 16 images of 10 classes"
+
+
+def test_weights_that_are_too_large(data):
+    problems = failed(preflight(Ends(lambda z: 300 * z), data))
+    assert "the first weights are too large" in problems["loss starts near chance"].cause
+
+
+def test_a_layer_that_gets_no_gradient(data):
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc, self.spare = nn.Conv2d(3, 64, 8, stride=4), nn.Linear(64 * 49, 10), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.fc(self.body(x).relu().detach().flatten(1)) / 8
+
+    problems = failed(preflight(Detached(), data))
+    check = problems["gradients reach every parameter"]
+    assert "2 of 6 parameters moved; not body.weight" in check.found and "detach()" in check.cause
+
+
+def test_a_frozen_model(data):
+    problems = failed(preflight(create_model("small_resnet").requires_grad_(False), data))
+    assert problems["one batch can be learnt"].found == "no trainable parameter"
+
+
+def test_test_images_among_the_training_images(data):
+    test = Loader(data.train.images[:30], data.train.labels[:30], data.test.transform)
+    problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, test=test)))
+    found = problems["train and test share no image"].found
+    assert found == "30 of 30 test images are training images too"
+
+
+class Forgets(nn.Module):
+    """An augmentation whose result is thrown away, as in the ancestors' pipelines."""
+
+    def forward(self, images, generator=None):
+        images.flip(-1)
+        return images
+
+
+class DrawsOnce(nn.Module):
+    """An augmentation that does the same to all images of a batch."""
+
+    def forward(self, images, generator=None):
+        return images.roll(int(torch.randint(1, 8, ())), -1)
+
+
+@pytest.mark.parametrize(
+    "module, cause",
+    [(Forgets(), "it returns its input instead of its result"), (DrawsOnce(), "it draws once for the whole batch")],
+)
+def test_an_augmentation_that_does_nothing_or_the_same_to_all(data, module, cause):
+    transform = Compose(RandomCrop(padding=4), module, Normalize(data.mean, data.std))
+    train = Loader(data.train.images, data.train.labels, transform, batch_size=64, shuffle=True)
+    problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, train=train)))
+    assert {name: check.cause for name, check in problems.items()} == {f"{type(module).__name__} changes pixels": cause}
+
+
+def test_labels_that_do_not_belong_to_the_images(data):
+    """Sixteen copies of one image cannot be learnt as ten classes."""
+    images = data.train.images[:1].expand(64, -1, -1, -1).clone()
+    train = Loader(images, data.train.labels[:64], data.test.transform, batch_size=64)
+    problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, train=train)))
+    assert "the labels do not belong to the images" in problems["one batch can be learnt"].cause
