@@ -26,7 +26,7 @@ setup(
         "torchsummary>=1.5",  # the table of layers
         "tqdm>=4.60",  # the progress bar
         "opencv-python>=4.7",  # drawing the shapes
-        "pillow>=10",  # decoding image files: names the truncated ones, knows palettes, alpha and EXIF; torchvision needs it
+        "pillow>=10",  # decoding files: it names truncated ones and knows palettes, alpha and EXIF
     ],
     extras_require={
         "test": [

@@ -98,7 +98,7 @@ def main():
                 speeds[name].append(args.images / (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     plain = medians["plain loop, float32"]
-    machine = hardware()
+    machine = hardware(device)
     lines = [
         f"## Training speed, {args.model} with LayerNorm, recipe eva6_s8, batch 128",
         "",

@@ -57,13 +57,20 @@ class Loader:
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 
+    def order(self) -> Tensor:
+        """Return the positions of the images in the order of the epoch's pass, int64 (N,)."""
+        if not self.shuffle:
+            return torch.arange(len(self.labels))
+        return torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self._seeds()[0]))
+
+    def _seeds(self) -> tuple[int, int]:
+        """Return the seeds of this epoch's order and of its draws."""
+        order, draws = np.random.SeedSequence((self.seed, self.epoch)).generate_state(2).tolist()
+        return order, draws
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order_seed, draw_seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(2).tolist()
-        order = torch.arange(len(self.labels))
-        if self.shuffle:
-            order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(order_seed))
-        generator = torch.Generator(self.device).manual_seed(draw_seed)
-        batches = order.to(self.labels.device).split(self.batch_size)
+        generator = torch.Generator(self.device).manual_seed(self._seeds()[1])
+        batches = self.order().to(self.labels.device).split(self.batch_size)
         for positions, images in zip(batches, self._pixels(batches), strict=True):
             yield self.transform(images, generator), self.labels[positions]
 

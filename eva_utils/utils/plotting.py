@@ -1,48 +1,301 @@
-"""Records in, figures out. Nothing here computes a prediction, shows a window or touches matplotlib's settings."""
+"""Records in, figures out: curves, galleries, Grad-CAM panels, the confusion matrix, schedules.
 
+Nothing here computes a prediction, shows a window or touches matplotlib's settings. A figure takes its
+background and its text colour from the style in force, light or dark; in a notebook it is shown once, as
+the value of its cell.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
+from .gradcam import GradCAM, overlay
 from .history import History
+from .transforms import Normalize, denormalize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Two of the Okabe-Ito colours, told apart by every kind of colour vision (Okabe and Ito, 2008).
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+# Okabe and Ito's colours (2008), told apart by every kind of colour vision, without their black and yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+BLUE, ORANGE, *_ = COLOURS
+GREY = "#808080"
+WIDTH = 10.0  # inches: the width of a README at 100 dots an inch
 
 
-def _new_figure(columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
-    """Return a white figure with its axes in a row; closed, so that a notebook shows it once, as the cell's value."""
+def _new_figure(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple["Figure", list[list["Axes"]]]:
+    """Return a figure and its axes by row; closed for pyplot, which would show it a second time."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    figure.patch.set_facecolor("white")
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
     plt.close(figure)
-    return figure, list(axes[0])
+    return figure, [list(row) for row in axes]
 
 
-def plot_history(history: History) -> "Figure":
-    """Draw loss and accuracy of training and test by epoch, with the best epoch and the drops of the rate marked.
+def _tidy(axis: "Axes") -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def plot_history(history: History | Mapping[str, History]) -> "Figure":
+    """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
+
+    Args:
+        history: what `fit` returned, or several by name, to compare them.
 
     Raises:
-        ValueError: no epoch has finished.
+        ValueError: there is none, or one without a finished epoch.
     """
-    best, rows = history.best, history.rows
-    epochs = [row["epoch"] for row in rows]
-    drops = [now["epoch"] for before, now in pairwise(rows) if now["lr"] < before["lr"]]
-    figure, axes = _new_figure(2, 10, 3.8)
-    for axis, name, unit in zip(axes, ("loss", "accuracy"), ("loss (mean over samples)", "accuracy (%)"), strict=True):
-        for number, epoch in enumerate(drops):
-            axis.axvline(epoch - 0.5, color=GREY, linewidth=0.8, linestyle=":", label=None if number else "rate drops")
-        axis.plot(epochs, [row[f"train_{name}"] for row in rows], color=BLUE, linestyle="--", marker=".", label="train")
-        axis.plot(epochs, [row[f"test_{name}"] for row in rows], color=ORANGE, marker=".", label="test")
-        axis.plot(best["epoch"], best[f"test_{name}"], "o", color=ORANGE, markersize=11, fillstyle="none",
-                  label=f"best epoch, {best['epoch']}: {best['test_accuracy']:.2f}%")  # fmt: skip
-        axis.set(xlabel="epoch", ylabel=unit)
+    runs = {"": history} if isinstance(history, History) else dict(history)
+    if not runs:
+        raise ValueError("there is no history to draw; pass one, or several by name")
+    figure, (axes,) = _new_figure(1, 2, 4.0)
+    for number, (name, run) in enumerate(runs.items()):
+        colours = (BLUE, ORANGE) if len(runs) == 1 else (COLOURS[number % len(COLOURS)],) * 2
+        best = run.best
+        epochs = [row["epoch"] for row in run.rows]
+        drops = [now["epoch"] for before, now in pairwise(run.rows) if now["lr"] < before["lr"]]
+        for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+            train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
+            dots = "." if len(epochs) <= 60 else None
+            axis.plot(epochs, train, color=colours[0], linestyle="--", marker=dots, label=f"{name} train".strip())
+            axis.plot(epochs, test, color=colours[1], marker=dots, label=f"{name} test".strip())
+            label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
+            (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
+            ring.set(markersize=11, fillstyle="none")
+            if len(runs) == 1:
+                for place, epoch in enumerate(drops):
+                    line = axis.axvline(epoch - 0.5, color=GREY, linewidth=1, linestyle=":")
+                    line.set_label("_" if place else "rate drops")
+    for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
         axis.locator_params(axis="x", integer=True)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        _tidy(axis)
+        axis.legend(fontsize=8, framealpha=0.6)
     return figure
+
+
+def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | History, unit: str = "step") -> "Figure":
+    """Draw the learning rate by step, or by epoch.
+
+    Args:
+        rates: one rate a step, several such lists by name, or a history, whose rates are by epoch.
+        unit: what is counted.
+    """
+    if isinstance(rates, History):
+        rates, unit = [row["lr"] for row in rates.rows], "epoch"
+    runs = dict(rates) if isinstance(rates, Mapping) else {"": rates}
+    figure, ((axis,),) = _new_figure(1, 1, 3.2, 6.0)
+    for number, (name, values) in enumerate(runs.items()):
+        axis.step(range(1, len(values) + 1), values, where="mid", color=COLOURS[number % len(COLOURS)], label=name)
+    axis.set(xlabel=unit, ylabel="learning rate")
+    axis.locator_params(axis="x", integer=True)
+    _tidy(axis)
+    if len(runs) > 1:
+        axis.legend(fontsize=8, framealpha=0.6)
+    return figure
+
+
+def plot_confusion(predictions: Any, data: Any) -> "Figure":
+    """Draw the confusion matrix: a row a true class, coloured by share of the row, with the counts written in.
+
+    Args:
+        predictions: what `predict` returned.
+        data: what `load_data` returned; names the classes.
+    """
+    counts = predictions.confusion()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    size = len(counts)
+    side = min(12.0, max(4.0, 1.6 + 0.62 * size))
+    figure, ((axis,),) = _new_figure(1, 1, side * 0.92, side)
+    shown = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
+    names = [_shorten(name, 18) for name in data.classes]
+    axis.set_xticks(range(size), names, rotation=90, fontsize=9)
+    axis.set_yticks(range(size), names, fontsize=9)
+    axis.set(xlabel="predicted", ylabel="actual", title=f"{predictions.accuracy:.2f}% of {len(predictions)} images")
+    if size <= 20:
+        for row in range(size):
+            for column in range(size):
+                colour = "black" if shares[row, column] > 0.55 else "white"
+                text = str(int(counts[row, column]))
+                axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def plot_images(records: Sequence[Any], data: Any) -> "Figure":
+    """Draw images with predicted and actual class, confidence and index.
+
+    Args:
+        records: of `predictions.wrong(n)` or `.correct(n)`; where there are fewer than n, the figure says so.
+        data: what `load_data` returned; gives class names, mean and standard deviation.
+    """
+    columns = 5
+    rows = max(1, -(-len(records) // columns))
+    figure, axes = _new_figure(rows, columns, 0.5 + 2.55 * rows)
+    figure.suptitle(_heading(records), fontsize=12)
+    cells = [axis for row in axes for axis in row]
+    for axis, record in zip(cells, records, strict=False):
+        right = record.predicted == record.target
+        _show(axis, denormalize(record.image, data.mean, data.std))
+        named = f"{_shorten(data.classes[record.predicted])}, {100 * record.confidence:.0f}%"
+        actual = _shorten(data.classes[record.target])
+        axis.set_title(named, fontsize=10, color=BLUE if right else ORANGE)
+        axis.set_xlabel(f"#{record.index}" if right else f"actual: {actual}\n#{record.index}", fontsize=9)
+    _hide(cells[len(records) :])
+    return figure
+
+
+def plot_gradcam(
+    model: nn.Module, records: Sequence[Any], data: Any, layers: Sequence[str] | None = None, **options: Any
+) -> "Figure":
+    """Draw Grad-CAM of the same records: at several layers, or a gallery at one.
+
+    At several layers each image has a row: the image, then overlay and map for the predicted class at each
+    layer. At one layer (None: the deepest with a map of at least 5x5) each image is followed by its overlay
+    and, where it is misclassified, by the overlay for its true class. A map without anything positive is
+    labelled so.
+
+    Args:
+        model: the classifier that made the predictions.
+        records: of `predictions.wrong(n)` or `.correct(n)`.
+        data: what `load_data` returned.
+        layers: names as in `model.named_modules()`.
+        options: passed on to `GradCAM`, as `reshape` for a transformer.
+
+    Raises:
+        ValueError: those of `GradCAM`.
+    """
+    cam = GradCAM(model, layers, **options)
+    if not records:
+        figure, axes = _new_figure(1, 1, 1.2)
+        figure.suptitle(_heading(records), fontsize=12)
+        _hide(axes[0])
+        return figure
+    images = torch.stack([record.image for record in records])
+    maps = cam(images, [record.predicted for record in records])
+    if len(maps) > 1:
+        return _layer_rows(records, data, maps)
+    true_maps = cam(images, [record.target for record in records])
+    (layer, predicted_maps), (true_map,) = next(iter(maps.items())), true_maps.values()
+    return _pair_gallery(records, data, layer, predicted_maps, true_map)
+
+
+def _layer_rows(records: Sequence[Any], data: Any, maps: dict[str, Tensor]) -> "Figure":
+    columns = 1 + 2 * len(maps)
+    cell = WIDTH / columns
+    figure, axes = _new_figure(len(records), columns, 0.6 + (cell + 0.34) * len(records))
+    figure.suptitle(f"{_heading(records)}: Grad-CAM for the predicted class", fontsize=12)
+    for number, (row, record) in enumerate(zip(axes, records, strict=True)):
+        image = denormalize(record.image, data.mean, data.std)
+        _show(row[0], image)
+        row[0].set_xlabel(_caption(record, data, 14), fontsize=7)
+        for place, (layer, layer_maps) in enumerate(maps.items()):
+            over, heat = row[1 + 2 * place], row[2 + 2 * place]
+            _show_overlay(over, image, layer_maps[number])
+            heat.imshow(layer_maps[number], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            _frame(heat)
+            if number == 0:
+                over.set_title(_shorten(layer, 14), fontsize=9)
+                heat.set_title("map", fontsize=9)
+    return figure
+
+
+def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tensor, true: Tensor) -> "Figure":
+    any_wrong = any(record.predicted != record.target for record in records)
+    cells, groups = (3, 3) if any_wrong else (2, 4)
+    rows = -(-len(records) // groups)
+    figure, axes = _new_figure(rows, cells * groups, 0.6 + (WIDTH / (cells * groups) + 0.62) * rows)
+    figure.suptitle(f"{_heading(records)}: Grad-CAM at {layer}", fontsize=12)
+    for number, record in enumerate(records):
+        row, column = divmod(number, groups)
+        group = axes[row][cells * column : cells * (column + 1)]
+        image = denormalize(record.image, data.mean, data.std)
+        _show(group[0], image)
+        group[0].set_xlabel(f"#{record.index}", fontsize=8)
+        _show_overlay(group[1], image, predicted[number])
+        named = "\n".join(textwrap.wrap(_shorten(data.classes[record.predicted]), 13))
+        group[1].set_title(f"{named}\n{100 * record.confidence:.0f}%", fontsize=8)
+        if any_wrong:
+            actual = "\n".join(textwrap.wrap(_shorten(data.classes[record.target]), 13))
+            _show_overlay(group[2], image, true[number])
+            group[2].set_title(f"actual:\n{actual}", fontsize=8)
+    _hide([axis for row in axes for axis in row][cells * len(records) :])
+    return figure
+
+
+def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
+    """Draw the first images of the loader's pass as they are, and below each as the model is shown it.
+
+    Args:
+        loader: `data.train` of `load_data`.
+        n: how many images.
+
+    Raises:
+        TypeError: the loader is none of `load_data`'s, so that the untouched images are not known.
+    """
+    if not hasattr(loader, "order") or not hasattr(loader, "transform"):
+        raise TypeError(f"plot_augmentations needs a loader of load_data, as data.train, not {type(loader).__name__}")
+    normalization = next(part for part in loader.transform if isinstance(part, Normalize))
+    seen = next(iter(loader))[0][:n].cpu()
+    columns = min(8, len(seen))
+    rows = -(-len(seen) // columns)
+    figure, axes = _new_figure(2 * rows, columns, 0.5 + 2.6 * rows)
+    steps = " → ".join(type(part).__name__ for part in loader.transform)
+    figure.suptitle(f"Epoch {loader.epoch}, as stored and as the model sees it: {steps}", fontsize=11)
+    for place, (position, image) in enumerate(zip(loader.order().tolist(), seen, strict=False)):
+        row, column = divmod(place, columns)
+        _show(axes[2 * row][column], loader.images[position].cpu() / 255)
+        _show(axes[2 * row + 1][column], denormalize(image, normalization.mean, normalization.std))
+        axes[2 * row][column].set_title(f"#{position}", fontsize=8)
+    _hide([axis for pair in (axes[-2:],) for row in pair for axis in row[(len(seen) - 1) % columns + 1 :]])
+    return figure
+
+
+def _heading(records: Sequence[Any]) -> str:
+    """Say what is shown, and whether it is less than was asked for."""
+    kind, asked = getattr(records, "kind", ""), getattr(records, "asked", len(records))
+    if not records:
+        return f"No {kind} images: there are none to show".replace("  ", " ")
+    shown = f"{len(records)} {kind} image{'s' if len(records) > 1 else ''}".replace("  ", " ")
+    return shown if len(records) >= asked else f"{shown}, all there are of the {asked} asked for"
+
+
+def _caption(record: Any, data: Any, width: int) -> str:
+    predicted, actual = (_shorten(data.classes[label], width) for label in (record.predicted, record.target))
+    if record.predicted == record.target:
+        return f"#{record.index}\n{predicted}"
+    return f"#{record.index} {predicted}\nactual: {_shorten(actual, width - 4)}"
+
+
+def _shorten(name: str, width: int = 22) -> str:
+    name = name.replace("$", r"\$")
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def _show(axis: "Axes", image: Tensor) -> None:
+    """Draw an image (3, H, W) in [0, 1], each pixel a crisp square."""
+    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    _frame(axis)
+
+
+def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
+    _show(axis, overlay(image, map_))
+    if not map_.any():
+        axis.set_xlabel("nothing positive", fontsize=7)
+
+
+def _frame(axis: "Axes") -> None:
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _hide(axes: Sequence["Axes"]) -> None:
+    for axis in axes:
+        axis.set_visible(False)

@@ -1,0 +1,234 @@
+"""Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391)."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .names import unknown_name
+
+LEAST_SIDE = 5
+
+Reshape = Callable[[Tensor], Tensor]
+
+
+class GradCAM:
+    """Maps of where a class is seen, at one or several layers.
+
+    For the activations A (C, h, w) of a layer and the logit y of a class, the map is
+    relu(sum over k of a_k A_k) with a_k the mean of dy / dA_k over the pixels. It is upsampled bilinearly
+    to the image and scaled to [0, 1] for each image; a map that is nowhere positive is all zeros.
+
+    Calling it runs the model once forward and once backward, from the logits to the earliest chosen layer
+    and no further, in evaluation mode and float32. Modes, buffers, gradients, `requires_grad`, hooks and
+    random generators are put back, also after an error.
+
+    Args:
+        model: a classifier that returns logits (N, C); also one that is compiled or wrapped for several
+            processes, whose inner model is then run.
+        layers: names as in `model.named_modules()`; None is the deepest layer with a map of at least 5x5.
+        reshape: turns a layer's output into a map (N, C, h, w), as a transformer's tokens need.
+
+    Raises:
+        ValueError: a layer does not exist (the nearest is named), or the model cannot be differentiated.
+
+    Example:
+        maps = GradCAM(model, ["layer3", "layer4"])(images)["layer4"]  # (N, H, W)
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str] | None = None, *, reshape: Reshape | None = None
+    ) -> None:
+        self.model = _unwrap(model)
+        if any(parameter.is_inference() for parameter in self.model.parameters()):
+            raise ValueError(
+                "the model was made inside torch.inference_mode(), so it has no gradients; build it outside"
+            )
+        self.reshape = reshape
+        self.layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+        self._modules = dict(self.model.named_modules())
+        for name in self.layers or []:
+            if not name or name not in self._modules:
+                raise unknown_name("layer", name, [known for known in self._modules if known])
+
+    def __enter__(self) -> "GradCAM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to undo: hooks live only inside a call."""
+
+    def __call__(self, images: Tensor, classes: int | Sequence[int] | Tensor | None = None) -> dict[str, Tensor]:
+        """Return a map for each image at each layer: {layer: float32 (N, H, W) in [0, 1], on the CPU}.
+
+        Args:
+            images: float32 (N, 3, H, W), normalized as in training, on any device.
+            classes: the class to explain, one for all or one an image; None is the predicted class.
+
+        Raises:
+            ValueError: the images are no batch, a class does not exist, a layer does not run, has no map
+                or does not reach the logits.
+        """
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
+            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images are float32 (N, C, H, W), got {found}; add the batch axis with images[None]")
+        parameter = next(self.model.parameters(), None)
+        device = images.device if parameter is None else parameter.device
+        with ExitStack() as stack:
+            self._quieten(stack, device)
+            images = images.detach().clone().to(device, torch.float32)
+            layers = self.layers or [self._deepest(images)]
+            maps = self._maps(images, classes, layers)
+        size = images.shape[-2:]
+        return {name: _scale(F.interpolate(map_[:, None], size, mode="bilinear")[:, 0]) for name, map_ in maps.items()}
+
+    def _quieten(self, stack: ExitStack, device: torch.device) -> None:
+        """Evaluation mode, float32, gradients possible and random generators kept, until the stack closes."""
+        for module in self.model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        self.model.eval()
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast(device.type, enabled=False) if device.type != "mps" else nullcontext())
+        stack.enter_context(torch.no_grad())
+
+    def _maps(self, images: Tensor, classes: Any, layers: list[str]) -> dict[str, Tensor]:
+        """Return the unscaled maps (N, h, w) of the layers."""
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str):
+            def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+                if not isinstance(output, Tensor):
+                    raise ValueError(f"layer {name!r} returns {type(output).__name__}, which is no map; choose another")
+                # The graph begins here. What follows gets a clone, so that it may work in place.
+                outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
+                torch.set_grad_enabled(True)
+                return outputs[name].clone()
+
+            return hook
+
+        with torch.no_grad(), ExitStack() as stack:
+            for name in layers:
+                stack.callback(self._modules[name].register_forward_hook(keep(name)).remove)
+            logits = self.model(images)
+            self._check_run(layers, outputs, logits, images)
+            chosen = _chosen_classes(classes, logits)
+            with torch.enable_grad():
+                score = logits.gather(1, chosen[:, None]).sum()
+            if not score.requires_grad:
+                raise ValueError(f"layer {layers[0]!r} does not reach the logits; choose another")
+            gradients = torch.autograd.grad(score, [outputs[name] for name in layers], allow_unused=True)
+        maps = {}
+        for name, gradient in zip(layers, gradients, strict=True):
+            if gradient is None:
+                raise ValueError(f"layer {name!r} does not reach the logits; choose another")
+            activation, gradient = (self._as_map(part.detach(), name) for part in (outputs[name], gradient))
+            weights = gradient.mean(dim=(2, 3), keepdim=True)
+            maps[name] = (weights * activation).sum(dim=1).relu()
+        return maps
+
+    def _as_map(self, output: Tensor, name: str) -> Tensor:
+        shaped = output if self.reshape is None else self.reshape(output)
+        if shaped.ndim != 4:
+            raise ValueError(
+                f"layer {name!r} gives {tuple(shaped.shape)} and not a map (N, C, h, w); choose a layer before it, or "
+                "pass reshape= to make a map of it"
+            )
+        return shaped
+
+    def _check_run(self, layers: list[str], outputs: dict[str, Tensor], logits: Any, images: Tensor) -> None:
+        idle = [name for name in layers if name not in outputs]
+        if idle:
+            raise ValueError(f"layer {idle[0]!r} exists and never runs in forward(); choose another")
+        for name in layers:
+            self._as_map(outputs[name], name)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the model returned {found}; Grad-CAM needs logits (N, classes)")
+
+    def _deepest(self, images: Tensor) -> str:
+        """Return the layer that ends last of those which hold a convolution and give a map of at least 5x5."""
+        found: list[str] = []
+
+        def note(name: str):
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                shaped = self.reshape(output) if self.reshape and isinstance(output, Tensor) else output
+                if isinstance(shaped, Tensor) and shaped.ndim == 4 and min(shaped.shape[2:]) >= LEAST_SIDE:
+                    found.append(name)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, module in self._modules.items():
+                if name and any(isinstance(part, nn.Conv2d) for part in module.modules()):
+                    stack.callback(module.register_forward_hook(note(name)).remove)
+            self.model(images[:1])
+        if not found:
+            raise ValueError(
+                f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"
+            )
+        return found[-1]
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile's and the parallel wrappers."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, wrappers):
+            model = model.module
+        else:
+            return model
+
+
+def _chosen_classes(classes: Any, logits: Tensor) -> Tensor:
+    """Return the class to explain for each image, int64 (N,)."""
+    count, known = logits.shape
+    if classes is None:
+        return logits.argmax(dim=1)
+    chosen = torch.as_tensor(classes, device=logits.device)
+    chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
+    if chosen.shape != (count,) or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise ValueError(f"classes is None, a class, or one for each of the {count} images, not {classes!r}")
+    if int(chosen.min()) < 0 or int(chosen.max()) >= known:
+        raise ValueError(f"classes are from 0 to {known - 1}, got {sorted(set(chosen.tolist()))}")
+    return chosen.long()
+
+
+def _scale(maps: Tensor) -> Tensor:
+    """Stretch each map (N, H, W) to [0, 1]; a constant one becomes 0."""
+    maps = maps - maps.amin(dim=(1, 2), keepdim=True)
+    peak = maps.amax(dim=(1, 2), keepdim=True)
+    return torch.where(peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), 0).cpu()
+
+
+def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:
+    """Lay a map over an image in the colours of viridis, dark blue (0) to yellow (1).
+
+    Args:
+        image: (3, H, W) in [0, 1], denormalized.
+        map_: (H, W) in [0, 1].
+        strength: share of the map's colours, 0 to 1.
+
+    Returns:
+        float32 (3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: shapes do not fit, or values lie outside [0, 1].
+    """
+    import cv2
+
+    if image.ndim != 3 or image.shape[0] != 3 or map_.shape != image.shape[1:]:
+        raise ValueError(f"image is (3, H, W) and map (H, W), got {tuple(image.shape)} and {tuple(map_.shape)}")
+    for name, values in (("image", image), ("map", map_)):
+        if values.min() < -1e-4 or values.max() > 1 + 1e-4:
+            raise ValueError(
+                f"the {name} has values from {float(values.min()):.2f} to {float(values.max()):.2f}, not in [0, 1]; "
+                "denormalize() it first"
+            )
+    levels = (255 * map_).round().to(torch.uint8).cpu().numpy()
+    colours = torch.from_numpy(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1].copy())
+    return (1 - strength) * image.float().cpu() + strength * colours.permute(2, 0, 1) / 255

@@ -1,0 +1,178 @@
+"""One pass over a test set, and every later question answered from it: the same images by construction."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler
+
+from .checks import check_batch, check_labels, check_logits, check_whole
+from .runtime import autocast, keep_modes, pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Record:
+    """One test image and what the model said of it.
+
+    Attributes:
+        index: its position in the loader, from 0.
+        image: float32 (3, H, W) as the model saw it, on the CPU.
+        target: its class.
+        predicted: the class of the highest logit.
+        confidence: the probability of that class, 0 to 1.
+    """
+
+    index: int
+    image: Tensor
+    target: int
+    predicted: int
+    confidence: float
+
+
+class Records(list[Record]):
+    """Records in order, with what was asked for: `kind` ("misclassified" or "correct") and `asked`, how many."""
+
+    def __init__(self, records: list[Record], kind: str, asked: int) -> None:
+        super().__init__(records)
+        self.kind, self.asked = kind, asked
+
+
+class Predictions:
+    """What a model said of every image of a loader, by position.
+
+    Attributes:
+        probabilities: float32 (N, C), softmax of the logits, on the CPU.
+        predicted: int64 (N,), the class of the highest logit.
+        target: int64 (N,).
+    """
+
+    def __init__(self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor) -> None:
+        self.probabilities, self.predicted, self.target = probabilities, predicted, target
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def accuracy(self) -> float:
+        """Percentage of images predicted correctly, 0 to 100."""
+        return 100 * int((self.predicted == self.target).sum()) / len(self)
+
+    def wrong(
+        self, n: int = 20, *, order: str = "confident", seed: int = 0, target: int | None = None,
+        predicted: int | None = None,
+    ) -> Records:  # fmt: skip
+        """Return up to n misclassified images, the most confident mistakes first.
+
+        Args:
+            n: how many; fewer are returned where there are fewer.
+            order: "confident", or "random" by the seed.
+            seed: of the random order.
+            target: keep only images of this class.
+            predicted: keep only images taken for this class.
+
+        Raises:
+            ValueError: n is below 1, the order is neither, or a class does not exist.
+        """
+        return self._select(self.predicted != self.target, "misclassified", n, order, seed, target, predicted)
+
+    def correct(self, n: int = 20, *, order: str = "confident", seed: int = 0, target: int | None = None) -> Records:
+        """Return up to n correctly classified images; arguments as those of `wrong`."""
+        return self._select(self.predicted == self.target, "correct", n, order, seed, target, None)
+
+    def confusion(self) -> Tensor:
+        """Return the counts as int64 (C, C): a row for each true class, a column for each predicted one."""
+        classes = self.probabilities.shape[1]
+        return torch.bincount(self.target * classes + self.predicted, minlength=classes**2).reshape(classes, classes)
+
+    def class_accuracy(self) -> Tensor:
+        """Return each class's accuracy in percent, float64 (C,); NaN for a class without images."""
+        counts = self.confusion().double()
+        return 100 * counts.diag() / counts.sum(dim=1)
+
+    def most_confused(self, n: int = 5) -> list[tuple[int, int, int]]:
+        """Return up to n pairs (true class, predicted class, images) with the most mistakes, most first."""
+        counts = self.confusion().fill_diagonal_(0)
+        order = counts.flatten().argsort(descending=True, stable=True)[:n].tolist()
+        pairs = [(place // len(counts), place % len(counts)) for place in order]
+        return [(*pair, int(counts[pair])) for pair in pairs if counts[pair] > 0]
+
+    def _select(
+        self, mask: Tensor, kind: str, n: int, order: str, seed: int, target: int | None, predicted: int | None
+    ) -> Records:
+        check_whole("n", n, 1)
+        if order not in ("confident", "random"):
+            raise ValueError(f"order is 'confident' or 'random', not {order!r}")
+        for name, value, found in (("target", target, self.target), ("predicted", predicted, self.predicted)):
+            if value is not None:
+                classes = self.probabilities.shape[1]
+                if value not in range(classes):
+                    raise ValueError(f"{name} is a class from 0 to {classes - 1}, not {value!r}")
+                mask = mask & (found == value)
+        positions = mask.nonzero().flatten()
+        if order == "random":
+            shuffled = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+            positions = positions[shuffled]
+        else:
+            confidence = self.probabilities[positions].gather(1, self.predicted[positions, None]).flatten()
+            positions = positions[confidence.argsort(descending=True, stable=True)]
+        return Records(self._records(positions[:n].tolist()), kind, n)
+
+    def _records(self, positions: list[int]) -> list[Record]:
+        """Fetch the images at these positions by passing over the loader again, as far as needed."""
+        wanted, images, start = set(positions), {}, 0
+        for batch, _ in self._loader:
+            for position in wanted & set(range(start, start + len(batch))):
+                images[position] = batch[position - start].detach().cpu().clone()
+            start += len(batch)
+            if len(images) == len(wanted):
+                break
+        return [
+            Record(
+                index=position,
+                image=images[position],
+                target=int(self.target[position]),
+                predicted=int(self.predicted[position]),
+                confidence=float(self.probabilities[position, self.predicted[position]]),
+            )
+            for position in positions
+        ]
+
+
+def predict(
+    model: nn.Module, loader: Any, *, device: str | torch.device | None = None, precision: str = "auto"
+) -> Predictions:
+    """Run a model once over a loader in evaluation mode; its accuracy equals that of `eva_utils.main.test`.
+
+    Args:
+        model: returns logits (N, C); it is moved to the device and left in the mode it was in.
+        loader: yields (images, labels) in the same order each time; positions in it are the indices.
+        device: see `eva_utils.utils.runtime.pick_device`.
+        precision: "auto", "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: the loader shuffles, so that positions mean nothing, or it is empty.
+    """
+    sampler = getattr(loader, "sampler", None)
+    random_order = isinstance(loader, DataLoader) and not isinstance(sampler, SequentialSampler)
+    if random_order or getattr(loader, "shuffle", False) is True:
+        raise ValueError("the loader shuffles, so positions in it mean nothing; pass the test loader, or shuffle=False")
+    place = pick_device(device)
+    dtype = pick_precision(precision, place)
+    model.to(place)
+    outputs, targets = [], []
+    with keep_modes(model), torch.no_grad():
+        model.eval()
+        for number, batch in enumerate(loader):
+            images, labels = check_batch(batch, f"batch {number}")
+            with autocast(place, dtype):
+                logits = model(images.to(place))
+            check_logits(logits, images)
+            outputs.append(logits.float())
+            targets.append(labels)
+    if not outputs:
+        raise ValueError("the loader is empty; it must yield at least one batch of (images, labels)")
+    logits, target = torch.cat(outputs).cpu(), torch.cat(targets).cpu()
+    check_labels(target, logits.shape[1], "the loader")
+    return Predictions(loader, logits.softmax(dim=1), logits.argmax(dim=1), target)
