@@ -30,6 +30,7 @@ from .utils.runtime import (
     autocast,
     hardware,
     keep_modes,
+    move_images,
     pick_device,
     pick_precision,
     precision_name,
@@ -111,7 +112,7 @@ def _forward(
 ) -> Tensor:
     """Return the logits of a batch, and say what does not fit: the images, the output or the labels."""
     shape = tuple(images.shape)
-    images = _move(images, device, dtype)
+    images = move_images(images, device, dtype)
     try:
         with autocast(device, dtype):
             logits = model(images)
@@ -378,10 +379,3 @@ def _prepare(
         if isinstance(part, nn.Module):
             part.to(place)
     return place, dtype, criterion
-
-
-def _move(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Bring a batch to the device, channels last where it will be computed in half precision."""
-    last = dtype != torch.float32 and images.ndim == 4
-    layout = torch.channels_last if last else torch.preserve_format
-    return images.to(device, non_blocking=device.type == "cuda", memory_format=layout)

@@ -24,10 +24,12 @@ ALLOWED = {
     "utils.images": set(),
     "utils.loader": {"utils.images", "utils.transforms"},
     "utils.lock": set(),
+    "utils.gradcam": set(),
     "utils.meter": set(),
     "utils.names": set(),
     "utils.optim": set(),
     "utils.plotting": {"utils.history", "utils.transforms", "utils.gradcam"},
+    "utils.predictions": {"utils.runtime"},
     "utils.preflight": {"utils.images", "utils.loader", "utils.runtime", "utils.transforms"},
     "utils.progress": set(),
     "utils.runtime": set(),
@@ -37,7 +39,7 @@ ALLOWED = {
 }
 ONLY_IN = {
     "matplotlib": {"utils.plotting"},
-    "cv2": {"utils.shapes"},
+    "cv2": {"utils.gradcam", "utils.shapes"},
     "PIL": {"utils.images"},
     "tqdm": {"utils.progress"},
 }

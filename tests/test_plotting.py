@@ -1,34 +1,228 @@
+"""Figures show what their records say, at any count, on any background, and leave matplotlib as it was."""
+
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import torch
+from conftest import random_batches
+from torch.utils.data import DataLoader
 
+from eva_utils.models import create_model
+from eva_utils.utils import plotting
+from eva_utils.utils.data import load_data
+from eva_utils.utils.gradcam import GradCAM, overlay
 from eva_utils.utils.history import History
-from eva_utils.utils.plotting import plot_history
+from eva_utils.utils.predictions import Record, Records, predict
+from eva_utils.utils.transforms import denormalize
 
 
-def history(rates):
+@pytest.fixture(autouse=True)
+def settings_and_open_figures_stay(monkeypatch):
+    before = dict(matplotlib.rcParams)
+    monkeypatch.setattr(plt, "show", lambda *args, **kwargs: pytest.fail("nothing may call plt.show()"))
+    yield
+    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
+
+
+def history(rates, shift=0.0):
     return History(
         rows=[
             {"epoch": n, "train_loss": 2 / n, "train_accuracy": 10.0 * n, "test_loss": 3 / n,
-             "test_accuracy": 55 - (n - 4) ** 2, "lr": rate, "seconds": 1.0}
+             "test_accuracy": 55 - (n - 4) ** 2 + shift, "lr": rate, "seconds": 1.0}
             for n, rate in enumerate(rates, start=1)
         ]
     )  # fmt: skip
 
 
+def labels(axis):
+    return {line.get_label(): line for line in axis.lines}
+
+
 def test_curves_show_the_rows_the_best_epoch_and_the_drops():
-    before = dict(matplotlib.rcParams)
-    figure = plot_history(history([0.1, 0.1, 0.01, 0.01, 0.001]))
-    loss, accuracy = figure.axes
-    lines = {line.get_label(): line for line in loss.lines}
-    assert lines["train"].get_ydata() == pytest.approx([2, 1, 2 / 3, 0.5, 0.4])
-    assert lines["test"].get_xdata().tolist() == [1, 2, 3, 4, 5]
-    assert "best epoch, 4: 55.00%" in {line.get_label() for line in accuracy.lines}
+    loss, accuracy = plotting.plot_history(history([0.1, 0.1, 0.01, 0.01, 0.001])).axes
+    assert labels(loss)["train"].get_ydata() == pytest.approx([2, 1, 2 / 3, 0.5, 0.4])
+    assert labels(loss)["test"].get_xdata().tolist() == [1, 2, 3, 4, 5]
+    ring = labels(accuracy)["best: 55.00%, epoch 4"]
+    assert (ring.get_xdata().tolist(), ring.get_ydata().tolist()) == ([4], [55])
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
-    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
+
+
+def test_several_histories_share_a_figure():
+    _, accuracy = plotting.plot_history({"batch": history([0.1] * 5), "layer": history([0.1] * 6, shift=2.0)}).axes
+    found = labels(accuracy)
+    assert {"batch test", "layer train", "batch best: 55.00%, epoch 4", "layer best: 57.00%, epoch 4"} < set(found)
+    assert found["layer test"].get_ydata()[3] == 57
+    assert found["batch test"].get_color() != found["layer test"].get_color()
 
 
 def test_one_epoch_is_enough_and_none_is_refused():
-    assert len(plot_history(history([0.1])).axes) == 2
+    assert len(plotting.plot_history(history([0.1])).axes) == 2
     with pytest.raises(ValueError, match="no epoch has finished"):
-        plot_history(History())
+        plotting.plot_history(History())
+    with pytest.raises(ValueError, match="there is no history to draw"):
+        plotting.plot_history({})
+
+
+def test_a_schedule_by_step_and_by_epoch():
+    (axis,) = plotting.plot_schedule([0.1, 0.3, 0.2]).axes
+    assert axis.lines[0].get_ydata().tolist() == [0.1, 0.3, 0.2] and axis.get_xlabel() == "step"
+    (axis,) = plotting.plot_schedule(history([0.1, 0.01])).axes
+    assert axis.lines[0].get_ydata().tolist() == [0.1, 0.01] and axis.get_xlabel() == "epoch"
+    assert {"a", "b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("shapes", limit=40, recipe="eva6_s8")
+
+
+def records(data, count, asked=None, right=False, classes=10):
+    generator = torch.Generator().manual_seed(count)
+    made = []
+    for index in range(count):
+        target = index % classes
+        image = torch.randn(3, 32, 32, generator=generator)
+        made.append(Record(index + 7, image, target, target if right else (target + 1) % classes, 0.5 + index / 100))
+    return Records(made, "correctly classified" if right else "misclassified", asked or count)
+
+
+def visible(figure):
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def texts(figure):
+    found = [figure.get_suptitle()]
+    for axis in visible(figure):
+        found += [axis.get_title(), axis.get_xlabel()]
+    return [text for text in found if text]
+
+
+def overlaps(figure):
+    """Pairs of texts whose boxes overlap by more than a pixel, and texts outside the figure."""
+    figure.draw_without_rendering()
+    boxes = []
+    for axis in visible(figure):
+        for text in (axis.title, axis.xaxis.label):
+            if text.get_text():
+                boxes.append((text.get_text(), text.get_window_extent()))
+    clashes = [
+        (first, second)
+        for number, (first, a) in enumerate(boxes)
+        for second, b in boxes[number + 1 :]
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+    width, height = figure.canvas.get_width_height()
+    outside = [text for text, box in boxes if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
+    return clashes, outside
+
+
+@pytest.mark.parametrize("count", [1, 10, 20, 25])
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_a_gallery_shows_its_records(data, count, style):
+    with matplotlib.style.context(style):
+        shown = records(data, count)
+        figure = plotting.plot_images(shown, data)
+        assert overlaps(figure) == ([], [])
+    axes = visible(figure)
+    assert len(axes) == count
+    for axis, record in zip(axes, shown, strict=True):
+        pixels = axis.images[0].get_array()
+        expected = denormalize(record.image, data.mean, data.std).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(pixels, expected)
+        assert axis.images[0].get_interpolation() == "nearest"
+        percent = f"confidence {100 * record.confidence:.0f}%"
+        assert axis.get_title() == f"predicted: {data.classes[record.predicted]}\n{percent}"
+        assert axis.get_xlabel() == f"actual: {data.classes[record.target]}\n#{record.index}"
+
+
+class LongNames:
+    classes = tuple(f"an exceedingly long class name, number {n}, with $dollars$" for n in range(10))
+    mean, std = (0.5,) * 3, (0.25,) * 3
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_long_class_names_do_not_overlap(count):
+    model = create_model("small_resnet")
+    shown = records(None, count)
+    for figure in (
+        plotting.plot_images(shown, LongNames),
+        plotting.plot_gradcam(model, shown, LongNames),
+        plotting.plot_gradcam(model, shown, LongNames, layers=["layer1", "layer2", "layer3", "layer3.4"]),
+    ):
+        assert overlaps(figure) == ([], [])
+
+
+def test_fewer_than_asked_for_or_none_is_said(data):
+    assert "3 misclassified images, all there are of the 20 asked for" in texts(
+        plotting.plot_images(records(data, 3, asked=20), data)
+    )
+    model = create_model("small_resnet")
+    for figure in (
+        plotting.plot_images(records(data, 0, asked=20), data),
+        plotting.plot_gradcam(model, records(data, 0, asked=20), data),
+    ):
+        assert texts(figure) == ["No misclassified images: there are none to show"] and not visible(figure)
+
+
+def test_panels_show_the_maps_of_the_same_records(data):
+    model, shown, layers = create_model("small_resnet"), records(data, 4), ["layer1", "layer2"]
+    figure = plotting.plot_gradcam(model, shown, data, layers=layers)
+    images = torch.stack([record.image for record in shown])
+    maps = GradCAM(model, layers)(images, [record.predicted for record in shown])
+    axes = visible(figure)
+    assert len(axes) == 4 * 5
+    for number, record in enumerate(shown):
+        row = axes[5 * number : 5 * number + 5]
+        image = denormalize(record.image, data.mean, data.std)
+        np.testing.assert_allclose(row[0].images[0].get_array(), image.permute(1, 2, 0))
+        for place, layer in enumerate(layers):
+            over = overlay(image, maps[layer][number]).permute(1, 2, 0)
+            np.testing.assert_allclose(row[1 + 2 * place].images[0].get_array(), over, atol=1e-6)
+            np.testing.assert_allclose(row[2 + 2 * place].images[0].get_array(), maps[layer][number], atol=1e-6)
+        assert f"#{record.index}" in row[0].get_xlabel()
+
+
+@pytest.mark.parametrize("right, cells", [(False, 3), (True, 2)])
+def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
+    model, shown = create_model("small_resnet"), records(data, 5, right=right)
+    figure = plotting.plot_gradcam(model, shown, data, layers=["layer2"])
+    axes = visible(figure)
+    assert len(axes) == 5 * cells
+    images = torch.stack([record.image for record in shown])
+    for place, classes in ((1, "predicted"), (2, "target"))[: cells - 1]:
+        maps = GradCAM(model, ["layer2"])(images, [getattr(record, classes) for record in shown])["layer2"]
+        for number, record in enumerate(shown):
+            expected = overlay(denormalize(record.image, data.mean, data.std), maps[number]).permute(1, 2, 0)
+            np.testing.assert_allclose(axes[cells * number + place].images[0].get_array(), expected, atol=1e-6)
+
+
+def test_a_map_without_anything_positive_is_named(data, monkeypatch):
+    monkeypatch.setattr(GradCAM, "__call__", lambda self, images, classes: {"layer2": torch.zeros(len(images), 32, 32)})
+    figure = plotting.plot_gradcam(create_model("small_resnet"), records(data, 2), data, layers=["layer2"])
+    assert texts(figure).count("nothing positive") == 4
+
+
+def test_the_confusion_matrix_is_that_of_the_predictions(data):
+    predictions = predict(create_model("small_resnet"), data.test)
+    axis = plotting.plot_confusion(predictions, data).axes[0]
+    counts = predictions.confusion()
+    assert [int(text.get_text()) for text in axis.texts] == counts.flatten().tolist()
+    np.testing.assert_allclose(axis.images[0].get_array(), counts / counts.sum(1, keepdim=True).clamp(min=1))
+    assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
+
+
+def test_augmentations_show_what_the_loader_yields(data):
+    figure = plotting.plot_augmentations(data.train, n=16)
+    axes = visible(figure)
+    images, _ = next(iter(data.train))
+    assert len(axes) == 32
+    for number in range(8):
+        position = int(data.train.order()[number])
+        stored = data.train.images[position].permute(1, 2, 0) / 255
+        np.testing.assert_allclose(axes[number].images[0].get_array(), stored)
+        seen = denormalize(images[number], data.mean, data.std).permute(1, 2, 0)
+        np.testing.assert_allclose(axes[8 + number].images[0].get_array(), seen)
+    assert "RandomCrop → RandomRotate → Normalize → Cutout" in figure.get_suptitle()
+    with pytest.raises(TypeError, match=r"needs a loader of load_data, as data\.train, not DataLoader"):
+        plotting.plot_augmentations(DataLoader(random_batches(8)))

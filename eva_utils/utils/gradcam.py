@@ -82,7 +82,9 @@ class GradCAM:
             layers = self.layers or [self._deepest(images)]
             maps = self._maps(images, classes, layers)
         size = images.shape[-2:]
-        return {name: _scale(F.interpolate(map_[:, None], size, mode="bilinear")[:, 0]) for name, map_ in maps.items()}
+        # Scaled before as well, so that rounding in the upsampling of a flat map is not stretched into a pattern.
+        sized = {name: F.interpolate(_scale(map_)[:, None], size, mode="bilinear")[:, 0] for name, map_ in maps.items()}
+        return {name: _scale(map_).cpu() for name, map_ in sized.items()}
 
     def _quieten(self, stack: ExitStack, device: torch.device) -> None:
         """Evaluation mode, float32, gradients possible and random generators kept, until the stack closes."""
@@ -202,7 +204,7 @@ def _scale(maps: Tensor) -> Tensor:
     """Stretch each map (N, H, W) to [0, 1]; a constant one becomes 0."""
     maps = maps - maps.amin(dim=(1, 2), keepdim=True)
     peak = maps.amax(dim=(1, 2), keepdim=True)
-    return torch.where(peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), 0).cpu()
+    return torch.where(peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), 0)
 
 
 def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:

@@ -92,7 +92,8 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
     runs = dict(rates) if isinstance(rates, Mapping) else {"": rates}
     figure, ((axis,),) = _new_figure(1, 1, 3.2, 6.0)
     for number, (name, values) in enumerate(runs.items()):
-        axis.step(range(1, len(values) + 1), values, where="mid", color=COLOURS[number % len(COLOURS)], label=name)
+        drawn = "steps-mid" if len(values) <= 60 else "default"
+        axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, color=COLOURS[number % len(COLOURS)], label=name)
     axis.set(xlabel=unit, ylabel="learning rate")
     axis.locator_params(axis="x", integer=True)
     _tidy(axis)
@@ -113,7 +114,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     size = len(counts)
     side = min(12.0, max(4.0, 1.6 + 0.62 * size))
     figure, ((axis,),) = _new_figure(1, 1, side * 0.92, side)
-    shown = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
     names = [_shorten(name, 18) for name in data.classes]
     axis.set_xticks(range(size), names, rotation=90, fontsize=9)
@@ -137,15 +138,15 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
     """
     columns = 5
     rows = max(1, -(-len(records) // columns))
-    figure, axes = _new_figure(rows, columns, 0.5 + 2.55 * rows)
+    figure, axes = _new_figure(rows, columns, 0.5 + 2.7 * rows)
     figure.suptitle(_heading(records), fontsize=12)
     cells = [axis for row in axes for axis in row]
     for axis, record in zip(cells, records, strict=False):
         right = record.predicted == record.target
         _show(axis, denormalize(record.image, data.mean, data.std))
-        named = f"{_shorten(data.classes[record.predicted])}, {100 * record.confidence:.0f}%"
-        actual = _shorten(data.classes[record.target])
-        axis.set_title(named, fontsize=10, color=BLUE if right else ORANGE)
+        named = f"predicted: {_shorten(data.classes[record.predicted], 16)}\nconfidence {100 * record.confidence:.0f}%"
+        actual = _shorten(data.classes[record.target], 18)
+        axis.set_title(named, fontsize=9, color=BLUE if right else ORANGE)
         axis.set_xlabel(f"#{record.index}" if right else f"actual: {actual}\n#{record.index}", fontsize=9)
     _hide(cells[len(records) :])
     return figure
@@ -198,7 +199,7 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: dict[str, Tensor]) -> "
         for place, (layer, layer_maps) in enumerate(maps.items()):
             over, heat = row[1 + 2 * place], row[2 + 2 * place]
             _show_overlay(over, image, layer_maps[number])
-            heat.imshow(layer_maps[number], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            heat.imshow(layer_maps[number].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             _frame(heat)
             if number == 0:
                 over.set_title(_shorten(layer, 14), fontsize=9)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from .checks import check_batch, check_labels, check_logits, check_whole
-from .runtime import autocast, keep_modes, pick_device, pick_precision
+from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Record:
 
 
 class Records(list[Record]):
-    """Records in order, with what was asked for: `kind` ("misclassified" or "correct") and `asked`, how many."""
+    """Records in order, with their `kind` ("misclassified" or "correctly classified") and how many were `asked` for."""
 
     def __init__(self, records: list[Record], kind: str, asked: int) -> None:
         super().__init__(records)
@@ -79,7 +79,7 @@ class Predictions:
 
     def correct(self, n: int = 20, *, order: str = "confident", seed: int = 0, target: int | None = None) -> Records:
         """Return up to n correctly classified images; arguments as those of `wrong`."""
-        return self._select(self.predicted == self.target, "correct", n, order, seed, target, None)
+        return self._select(self.predicted == self.target, "correctly classified", n, order, seed, target, None)
 
     def confusion(self) -> Tensor:
         """Return the counts as int64 (C, C): a row for each true class, a column for each predicted one."""
@@ -167,7 +167,7 @@ def predict(
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
             with autocast(place, dtype):
-                logits = model(images.to(place))
+                logits = model(move_images(images, place, dtype))
             check_logits(logits, images)
             outputs.append(logits.float())
             targets.append(labels)

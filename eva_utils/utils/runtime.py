@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checks import check_seed
 from .names import unknown_name
@@ -71,6 +71,13 @@ def precision_name(dtype: torch.dtype) -> str:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Return the context in which a model runs in `dtype`; float32 changes nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def move_images(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Bring a batch to the device, channels last where it will be computed in half precision."""
+    last = dtype != torch.float32 and images.ndim == 4
+    layout = torch.channels_last if last else torch.preserve_format
+    return images.to(device, non_blocking=device.type == "cuda", memory_format=layout)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -1,0 +1,78 @@
+"""The pointing game: how often the peak of a Grad-CAM map lies on the drawn object (Zhang et al., 2018).
+
+    make demo && python benchmarks/pointing_game.py --run runs/demo
+
+On the test images of `shapes`, whose objects' pixels are known, for the predicted class: the trained
+network, the same network untrained, and a point drawn anywhere. https://arxiv.org/abs/1608.00507
+"""
+
+import argparse
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from fit_speed import write_section  # noqa: E402
+
+import eva_utils as eva  # noqa: E402
+from eva_utils.utils.gradcam import GradCAM  # noqa: E402
+from eva_utils.utils.runtime import hardware  # noqa: E402
+from eva_utils.utils.shapes import make_shapes  # noqa: E402
+
+
+def hits(model, loader, masks, layer):
+    """Return the share of maps whose peak lies on the object, and the share of maps that are all zeros."""
+    on_object, empty, start = 0, 0, 0
+    cam = GradCAM(model, [layer])
+    for images, _ in loader:
+        maps = cam(images)[layer].flatten(1)
+        peaks = masks[start : start + len(maps)].flatten(1).gather(1, maps.argmax(1, keepdim=True))[:, 0]
+        blank = ~maps.any(1)
+        on_object += int((peaks & ~blank).sum())
+        empty += int(blank.sum())
+        start += len(maps)
+    return on_object / start, empty / start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--run", type=Path, default=ROOT / "runs" / "demo", help="a finished run of small_resnet on shapes"
+    )
+    parser.add_argument("--layers", nargs="+", default=["layer2", "layer3.0", "layer3"])
+    args = parser.parse_args()
+
+    data, masks = eva.load_data("shapes"), make_shapes("test").masks
+    eva.seed_everything(1)
+    untrained = eva.small_resnet()
+    trained = eva.load_weights(eva.small_resnet(), args.run)
+    accuracy = eva.test(trained, data.test).accuracy
+    rows = []
+    for layer in args.layers:
+        for name, model in (("trained", trained), ("untrained", untrained)):
+            share, empty = hits(model, data.test, masks, layer)
+            rows.append(f"| {layer} | {name} | {100 * share:.1f}% | {100 * empty:.1f}% |")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lines = [
+        "## Pointing game of Grad-CAM on shapes",
+        "",
+        f"{date.today()}, torch {hardware(device)['torch']}; 2,000 test images, small_resnet of {accuracy:.2f}% "
+        f"accuracy; a point drawn anywhere is on the object in {100 * masks.float().mean():.1f}%.",
+        "",
+        "`make demo && python benchmarks/pointing_game.py`",
+        "",
+        "| layer | network | peak on the object | maps all zeros |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    print("\n".join(lines))
+    write_section(ROOT / "benchmarks" / "results.md", lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from conftest import random_batches
+from torch.utils.data import DataLoader
+
+from eva_utils import main as engine
+from eva_utils.models import create_model
+from eva_utils.utils.data import load_data
+from eva_utils.utils.predictions import predict
+
+SAMPLES = random_batches(41)
+
+
+def brute_force(model, samples):
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(image[None]) for image, _ in samples]).softmax(1)
+
+
+@pytest.fixture
+def predictions(tiny_net):
+    return predict(tiny_net, DataLoader(SAMPLES, batch_size=8), device="cpu", precision="float32")
+
+
+def test_probabilities_are_by_position(predictions, tiny_net):
+    expected = brute_force(tiny_net, SAMPLES)
+    torch.testing.assert_close(predictions.probabilities, expected)
+    assert torch.equal(predictions.predicted, expected.argmax(1))
+    assert torch.equal(predictions.target, SAMPLES.tensors[1])
+    assert predictions.accuracy == 100 * (expected.argmax(1) == SAMPLES.tensors[1]).sum().item() / 41
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_its_accuracy_equals_tests(precision):
+    data, model = load_data("shapes", limit=300), create_model("small_resnet")
+    engine.fit(model, data.train, data.test, epochs=1, log=None, device="cpu", precision=precision)
+    found = predict(model, data.test, device="cpu", precision=precision)
+    score = engine.test(model, data.test, device="cpu", precision=precision)
+    assert (found.accuracy, len(found)) == (score.accuracy, score.samples)
+
+
+def test_wrong_and_correct_partition_the_images_in_order(predictions):
+    wrong, correct = predictions.wrong(100), predictions.correct(100)
+    assert sorted(record.index for record in [*wrong, *correct]) == list(range(41))
+    assert len(wrong) == int((predictions.predicted != predictions.target).sum()) > 0
+    for records, right in ((wrong, False), (correct, True)):
+        confidences = [record.confidence for record in records]
+        assert confidences == sorted(confidences, reverse=True)
+        for record in records:
+            assert torch.equal(record.image, SAMPLES[record.index][0])
+            assert record.target == SAMPLES[record.index][1] and (record.predicted == record.target) == right
+            assert record.confidence == predictions.probabilities[record.index].max()
+    assert [record.index for record in predictions.wrong(3)] == [record.index for record in wrong[:3]]
+    assert (wrong.kind, wrong.asked, correct.kind) == ("misclassified", 100, "correctly classified")
+
+
+def test_random_order_is_the_seeds(predictions):
+    def indices(seed):
+        return [record.index for record in predictions.wrong(10, order="random", seed=seed)]
+
+    assert indices(1) == indices(1) != indices(2)
+    assert set(indices(1)) <= set((predictions.predicted != predictions.target).nonzero().flatten().tolist())
+
+
+def test_selection_by_class_pair(predictions):
+    first, second, count = predictions.most_confused(1)[0]
+    records = predictions.wrong(100, target=first, predicted=second)
+    assert len(records) == count > 0
+    assert {(record.target, record.predicted) for record in records} == {(first, second)}
+
+
+def test_confusion_and_class_accuracy_by_hand(predictions):
+    pairs = list(zip(predictions.target.tolist(), predictions.predicted.tolist(), strict=True))
+    confusion = predictions.confusion()
+    for row in range(4):
+        for column in range(4):
+            assert confusion[row, column] == pairs.count((row, column))
+        own = [predicted for target, predicted in pairs if target == row]
+        assert predictions.class_accuracy()[row].item() == pytest.approx(100 * own.count(row) / len(own))
+    counts = [count for _, _, count in predictions.most_confused(20)]
+    assert counts == sorted(counts, reverse=True) and sum(counts) == 41 - int(confusion.diag().sum())
+
+
+def test_the_model_is_left_as_it_was(tiny_net):
+    tiny_net.norm.eval()
+    predict(tiny_net, DataLoader(SAMPLES, batch_size=8))
+    assert [module.training for module in tiny_net.modules()] == [True, True, False, True, True]
+
+
+def test_misuse_is_refused(predictions, tiny_net):
+    data = load_data("shapes", limit=20)
+    for loader in (DataLoader(SAMPLES, batch_size=8, shuffle=True), data.train):
+        with pytest.raises(
+            ValueError, match="the loader shuffles, so positions in it mean nothing; pass the test loader"
+        ):
+            predict(tiny_net, loader)
+    with pytest.raises(ValueError, match="the loader is empty"):
+        predict(tiny_net, [])
+    with pytest.raises(ValueError, match="n is a whole number from 1 up, not 0"):
+        predictions.wrong(0)
+    with pytest.raises(ValueError, match="order is 'confident' or 'random', not 'best'"):
+        predictions.wrong(5, order="best")
+    with pytest.raises(ValueError, match="target is a class from 0 to 3, not 4"):
+        predictions.correct(5, target=4)
