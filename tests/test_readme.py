@@ -50,6 +50,7 @@ def test_the_notebook_calls_run(tmp_path, monkeypatch):
     for real, small in (
         ('"cifar10", root="data"', '"shapes", limit=40'),
         ("epochs=40", "epochs=1"),
+        (', "layer4"]', "]"),
         ('resnet18(num_classes=10, norm="layer", last_stride=1)', "small_resnet(num_classes=10)"),
     ):
         assert real in code
@@ -57,4 +58,4 @@ def test_the_notebook_calls_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
-    assert len(names["history"]) == 1 and (tmp_path / "runs" / "s8" / "best.pt").exists()
+    assert [record.index for record in names["predictions"].wrong(20)] and (tmp_path / "runs" / "s8" / "best.pt").exists()
