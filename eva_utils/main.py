@@ -19,6 +19,7 @@ from .utils.checks import (
     check_labels,
     check_logits,
     check_seed,
+    explain_failure,
     trainable_parameters,
     warn_of_softmax,
 )
@@ -120,8 +121,7 @@ def _forward(
         # Lack of memory and a killed worker reach this place too, and are not the images' fault.
         if number or "memory" in str(error) or "worker" in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the model failed on its first batch, images {shape}: {reason}") from error
+        raise ValueError(explain_failure(model, shape, error)) from error
     check_logits(logits, images)
     if number == 0:
         warn_of_softmax(logits)

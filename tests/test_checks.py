@@ -33,9 +33,12 @@ WRONG_BATCHES = {
     "no batch axis": ((IMAGES[0, 0, 0], LABELS), r"images of batch 0 are float32 \(8,\); give float32"),
     "wrong channels": (
         (IMAGES[:, :1], LABELS),
-        r"the model failed on its first batch, images \(8, 1, 8, 8\): .*expected.*3 channels",
+        r"takes images of 3 channels and these are \(8, 1, 8, 8\); repeat or drop channels",
     ),
-    "wrong rank": ((IMAGES.flatten(1), LABELS), r"the model failed on its first batch, images \(8, 192\): "),
+    "wrong rank": (
+        (IMAGES.flatten(1), LABELS),
+        r"the model is a convnet and the images are \(8, 192\); give it batches \(N, C, H, W\)",
+    ),
     "float labels": ((IMAGES, LABELS.float()), r"labels of batch 0 are float32 \(8,\); give class numbers, int64"),
     "one-hot labels": ((IMAGES, torch.eye(4)[LABELS]), r"float32 \(8, 4\); .* with labels\.argmax\(1\)"),
     "int32 labels": ((IMAGES, LABELS.int()), r"labels of batch 0 are int32 \(8,\); give class numbers, int64"),
@@ -207,3 +210,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file.run cannot be written to \(Not a directory\); choose another folder"):
         fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path / "file" / "run")
+
+
+def test_another_failure_of_the_model_is_told_in_its_own_words():
+    with pytest.raises(ValueError, match=r"failed on its first batch, images \(8, 3, 8, 8\): out of cheese"):
+
+        def fail(z):
+            raise RuntimeError("out of cheese\nand more")
+
+        fit(Returns(fail), [(IMAGES, LABELS)])

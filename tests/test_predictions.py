@@ -39,6 +39,18 @@ def test_its_accuracy_equals_tests(precision):
     assert (found.accuracy, len(found)) == (score.accuracy, score.samples)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_model_is_shown_what_test_shows_it(precision, tiny_net):
+    """The same values in another memory layout would round differently in half precision."""
+    shown = []
+    tiny_net.register_forward_pre_hook(lambda module, inputs: shown.append((inputs[0].stride(), inputs[0].clone())))
+    loader = DataLoader(SAMPLES, batch_size=41)
+    engine.test(tiny_net, loader, device="cpu", precision=precision)
+    predict(tiny_net, loader, device="cpu", precision=precision)
+    (first_layout, first), (second_layout, second) = shown
+    assert first_layout == second_layout and torch.equal(first, second)
+
+
 def test_wrong_and_correct_partition_the_images_in_order(predictions):
     wrong, correct = predictions.wrong(100), predictions.correct(100)
     assert sorted(record.index for record in [*wrong, *correct]) == list(range(41))

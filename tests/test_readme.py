@@ -58,4 +58,6 @@ def test_the_notebook_calls_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
-    assert [record.index for record in names["predictions"].wrong(20)] and (tmp_path / "runs" / "s8" / "best.pt").exists()
+    assert [record.index for record in names["predictions"].wrong(20)] and (
+        tmp_path / "runs" / "s8" / "best.pt"
+    ).exists()

@@ -101,6 +101,19 @@ def check_batch(batch: Any, place: str) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
+    """Say why a model may have failed on its first batch, whose images have this shape."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and len(shape) != 4:
+        return f"the model is a convnet and the images are {shape}; give it batches (N, C, H, W)"
+    if first is not None and first.in_channels != shape[1]:
+        return (
+            f"the model takes images of {first.in_channels} channels and these are {shape}; "
+            f"repeat or drop channels, or build its first layer for {shape[1]}"
+        )
+    return f"the model failed on its first batch, images {shape}: {str(error).splitlines()[0]}"
+
+
 def check_logits(logits: Any, images: Tensor) -> None:
     """Raise unless a model's output is floating point (N, C)."""
     found = _kind(logits) if isinstance(logits, Tensor) else type(logits).__name__

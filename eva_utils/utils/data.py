@@ -89,7 +89,9 @@ def load_data(
 
     train, test, classes = _read(source, Path(root), size)
     if validation >= len(train[1]):
-        raise ValueError(f"validation={validation} would hold out all of the {len(train[1])} training images")
+        raise ValueError(
+            f"validation={validation} would hold out all of the {len(train[1])} training images; hold out fewer"
+        )
     held = _stratified(train[1], validation, seed)
     kept = torch.ones(len(train[1]), dtype=torch.bool)
     kept[held] = False

@@ -60,12 +60,14 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
-                raise ValueError(f"{path} claims {width}x{height} pixels, which is too large to be an image here")
+                raise ValueError(
+                    f"{path} claims {width}x{height} pixels, more than an image here may have; resize or remove it"
+                )
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"{path} is animated ({image.n_frames} frames); save the frame you mean as an image")
             shown = _as_rgb(ImageOps.exif_transpose(image), path)
     except Image.DecompressionBombError:
-        raise ValueError(f"{path} claims more pixels than an image here may have; remove it") from None
+        raise ValueError(f"{path} claims more pixels than an image here may have; resize or remove it") from None
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
