@@ -211,7 +211,7 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     any_wrong = any(record.predicted != record.target for record in records)
     cells, groups = (3, 3) if any_wrong else (2, 4)
     rows = -(-len(records) // groups)
-    figure, axes = _new_figure(rows, cells * groups, 0.6 + (WIDTH / (cells * groups) + 0.52) * rows)
+    figure, axes = _new_figure(rows, cells * groups, 0.6 + (WIDTH / (cells * groups) + 0.62) * rows)
     figure.suptitle(f"{_heading(records)}: Grad-CAM at {layer}", fontsize=12)
     for number, record in enumerate(records):
         row, column = divmod(number, groups)
