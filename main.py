@@ -167,23 +167,25 @@ def evaluate(args: argparse.Namespace) -> int:
         note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.exists() else None
         options = note["options"] if note else vars(args)
         args.size = args.size or options["size"]
+        classes, mean, std = (note[key] for key in ("classes", "mean", "std")) if note else (None, None, None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{args.evaluate} holds no finished epoch of a run ({type(error).__name__}: {error}); "
             "give the folder that was its --out"
         ) from None
     data = load(args)
-    if note and data.classes != note["classes"]:
+    if classes and data.classes != classes:
         raise ValueError(
-            f"{args.evaluate} was trained on the classes {', '.join(note['classes'])}, and --data {args.data} "
+            f"{args.evaluate} was trained on the classes {', '.join(classes)}, and --data {args.data} "
             f"has {', '.join(data.classes)}; give the data it was trained on"
         )
-    if note:
-        data.test.transform = test_transform(note["mean"], note["std"])
+    if mean and std:
+        data.test.transform = test_transform(mean, std)
     if args.precision == "auto" and precision != "float16":
         args.precision = precision
     model = build(options["model"], options["norm"], options["last_stride"], len(data.classes))
-    where = "of the held-out images" if options["validation"] else "of the test images"
+    recorded_on = history.settings["test_loader"].get("fingerprint")
+    where = "of the same images" if recorded_on == data.test.fingerprint else "of other images than these"
     for which, row in (("best", best), ("last", last)):
         eva.load_weights(model, args.evaluate, which)
         score = eva.test(model, data.test, device=args.device, precision=args.precision)
@@ -202,7 +204,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("main.py: stopped", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, FloatingPointError) as error:
+    except Exception as error:
         print(f"main.py: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2
 

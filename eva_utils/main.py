@@ -19,6 +19,7 @@ from .utils.checks import (
     check_labels,
     check_logits,
     check_seed,
+    check_steps_left,
     explain_failure,
     trainable_parameters,
     warn_of_softmax,
@@ -82,6 +83,7 @@ def train(
     meter, first_bad = Meter(place), FirstBad(place)
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
         model.train()
+        rate = float(optimizer.param_groups[0]["lr"])
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
             optimizer.zero_grad()
@@ -94,7 +96,7 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            rate = optimizer.param_groups[0]["lr"]
+            rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
                 scheduler.step()
             meter.update(loss, logits, labels)
@@ -105,7 +107,7 @@ def train(
             bar.advance()
         first_bad.check()
     optimizer.zero_grad()
-    return meter.score()
+    return meter.score()._replace(lr=rate)
 
 
 def _forward(
@@ -217,6 +219,7 @@ def fit(
             folder = Path(checkpoint)
             disk.check_folder(folder, resume)
             held.enter_context(locked(folder))
+            disk.check_folder(folder, resume)  # once more: another run may have ended since
             saved = disk.latest_state(folder, say)
         if saved and precision == "auto":
             dtype = _recorded_precision(saved, place)
@@ -234,6 +237,9 @@ def fit(
         generators = _generators(train_loader)
         if saved:
             disk.check_resumable(saved, model, settings, fresh_optimizer=not optimizer.state)
+        else:
+            check_steps_left(scheduler, epochs * len(train_loader))
+        _check_test_batch(model, test_loader, place, dtype)
         if seed is not None:
             seed_everything(seed)
         if saved and folder:
@@ -241,7 +247,10 @@ def fit(
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
             disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
-            say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
+            if len(history) < epochs:
+                say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
+            else:
+                say(f"The run in {folder} has finished its {len(history)} epochs: its weights and history are loaded")
 
         epoch, finished = len(history), _copy_states(parts)
         try:
@@ -275,11 +284,26 @@ def _explain(error: BaseException, epoch: int, loader: Any) -> None:
         error.args = (f"epoch {epoch}: {error}",)
     elif isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         size = getattr(loader, "batch_size", None)
-        advice = (
-            f"of {size} images; try batch_size={max(1, size // 2)}" if isinstance(size, int) else "this large; halve it"
-        )
+        advice = "this large; try smaller images"
+        if isinstance(size, int) and size > 1:
+            advice = f"of {size} images; try batch_size={size // 2}"
         reason = (str(error) or "the system gave no more").splitlines()[0]
         error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({reason})",)
+
+
+def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a test loader that does not fit the model now, and not after the first epoch; nothing is left changed."""
+    state, generators = rng_state(), [(part, part.get_state()) for part in _generators(loader)]
+    try:
+        with keep_modes(model), torch.no_grad():
+            model.eval()
+            for batch in loader:
+                _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0)
+                break
+    finally:
+        set_rng_state(state)
+        for part, before in generators:
+            part.set_state(before)
 
 
 def _run_epoch(
@@ -297,7 +321,7 @@ def _run_epoch(
     """Train and test once, log the result and return the row of the record; `how` goes to `train` and `test`."""
     if hasattr(train_loader, "set_epoch"):
         train_loader.set_epoch(epoch)
-    start, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+    start = time.perf_counter()
     per_batch = scheduler if isinstance(scheduler, PER_BATCH_SCHEDULERS) else None
     trained = train(
         model, train_loader, optimizer, scheduler=per_batch, scaler=scaler, progress=progress, log=log, **how
@@ -316,7 +340,7 @@ def _run_epoch(
         "train_accuracy": trained.accuracy,
         "test_loss": tested.loss,
         "test_accuracy": tested.accuracy,
-        "lr": float(rate),
+        "lr": trained.lr,
         "seconds": time.perf_counter() - start,
     }
 

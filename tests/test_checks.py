@@ -1,6 +1,7 @@
 """Every wrong turn in a loader or a model gets one sentence, before the first step."""
 
 import copy
+import shutil
 import subprocess
 import sys
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, TinyNet, random_batches
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from eva_utils import main as engine
 from eva_utils.utils import checks
+from eva_utils.utils.lock import locked
 
 IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -196,9 +198,7 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_process_dies(tmp_pat
     other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(
-            ValueError, match=r"another process is training in .*; wait for it, stop it, or choose another"
-        ):
+        with pytest.raises(ValueError, match=r"another run is training in .*; wait for it, stop it, or choose another"):
             fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)
     finally:
         other.kill()
@@ -219,3 +219,53 @@ def test_another_failure_of_the_model_is_told_in_its_own_words():
             raise RuntimeError("out of cheese\nand more")
 
         fit(Returns(fail), [(IMAGES, LABELS)])
+
+
+def test_a_one_cycle_schedule_that_is_used_up_is_refused(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4)
+    options = {"optimizer": optimizer, "scheduler": scheduler, "epochs": 4}
+    fit(tiny_net, [(IMAGES, LABELS)], **options)
+    with pytest.raises(
+        ValueError, match="OneCycleLR has 0 of its 4 steps left and the run takes 4; build optimizer and"
+    ):
+        fit(tiny_net, [(IMAGES, LABELS)], **options)
+
+
+def test_names_and_classes_in_place_of_objects_are_refused(tiny_net):
+    with pytest.raises(TypeError, match=r"optimizer is a torch optimizer such as SGD.*, not 'adam'"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer="adam")
+    with pytest.raises(TypeError, match=r"scheduler is one of torch\.optim\.lr_scheduler, built with the optimizer"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=torch.optim.SGD(tiny_net.parameters()), scheduler="step")
+
+
+def test_a_wrong_test_loader_is_refused_before_training(tiny_net):
+    lines = []
+    for batch, message in (
+        ((IMAGES, LABELS + 1), "batch 0 has labels from 1 to 4 and the model 4 classes"),
+        ((IMAGES, LABELS.float()), r"the labels of test batch 0 are float32 \(8,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.fit(tiny_net, [(IMAGES, LABELS)], [batch], epochs=1, **{**QUIET, "log": lines.append})
+    assert lines == []
+
+
+def test_loaders_without_length_or_batches_are_refused(tiny_net):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(TypeError, match="train_loader has no length; pass a DataLoader"):
+        fit(tiny_net, DataLoader(Endless()))
+    with pytest.raises(ValueError, match="the loader yielded no batch; it must yield its batches anew at each pass"):
+        engine.test(tiny_net, [])
+
+
+def test_copying_the_run_keeps_its_lock(tmp_path):
+    pytest.importorskip("fcntl")
+    with locked(tmp_path / "run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with pytest.raises(ValueError, match="another run is training in"), locked(tmp_path / "run"):
+            pass
+    with locked(tmp_path / "run"):
+        pass

@@ -47,7 +47,11 @@ def test_a_finished_run_is_scored_again_as_recorded(finished):
     for which, row in (("best", history.best), ("last", history.rows[-1])):
         assert f"{which}.pt, epoch {row['epoch']}: " in printed
         score = f"({row['test_accuracy']:.2f}%), loss {row['test_loss']:.4f}; "
-        assert score + f"the record says {row['test_accuracy']:.2f}% of the test images" in printed
+        assert score + f"the record says {row['test_accuracy']:.2f}% of the same images" in printed
+
+
+def test_other_images_than_the_records_are_said_to_be_so(finished):
+    assert "% of other images than these, loss" in run("--evaluate", finished[0], "--data", "shapes", "--limit", 40)
 
 
 def test_other_data_than_the_runs_is_refused(finished, image_folder):

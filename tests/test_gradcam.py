@@ -64,14 +64,14 @@ def out_of_place(model):
 ARCHITECTURES = {
     "resnet18 layer": (lambda: create_model("resnet18", norm="layer"), ["layer1", "layer2", "layer3", "layer4"], 32),
     "small_resnet": (lambda: create_model("small_resnet"), ["layer2", "layer3.4.conv1"], 32),
-    "tv resnet18": (lambda: tv.resnet18(num_classes=10), ["layer3", "layer4", "bn1", "layer2.0.bn1"], 32),
+    "tv resnet18": (lambda: tv.resnet18(num_classes=10), ["layer3", "layer4", "bn1", "layer2.0.bn1"], 64),
     "vgg11_bn": (lambda: tv.vgg11_bn(num_classes=10), ["features.25", "features.26"], 32),
     "densenet121": (lambda: tv.densenet121(num_classes=10), ["features.denseblock3"], 32),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), ["features.16", "features.18"], 48),
     "squeezenet1_1": (lambda: tv.squeezenet1_1(num_classes=10), ["features.12", "features.9.expand3x3"], 48),
     "shufflenet_v2": (lambda: tv.shufflenet_v2_x0_5(num_classes=10), ["stage3", "conv5"], 48),
     "efficientnet_b0": (lambda: tv.efficientnet_b0(num_classes=10), ["features.6", "features.8"], 48),
-    "convnext_tiny": (lambda: tv.convnext_tiny(num_classes=10), ["features.5", "features.7"], 48),
+    "convnext_tiny": (lambda: tv.convnext_tiny(num_classes=10), ["features.5", "features.7"], 64),
     "googlenet": (
         lambda: tv.googlenet(num_classes=10, aux_logits=False, init_weights=False),
         ["inception4e", "inception5b.branch2"],
@@ -120,7 +120,7 @@ def test_nothing_is_left_behind():
     found = snapshot()
     with GradCAM(model, ["0.layer3"]) as cam:
         cam(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"the model takes images of 3 channels and these are \(2, 5, 32, 32\)"):
         GradCAM(model, ["0.layer3"])(torch.zeros(2, 5, 32, 32))
     with pytest.raises(ValueError):
         GradCAM(model, ["0.layer3"])(torch.zeros(2, 3, 32, 32), 10)
@@ -152,6 +152,10 @@ def test_surroundings_do_not_change_the_maps():
     same(GradCAM(copy.deepcopy(model).train(), cam.layers)(images))
     same(GradCAM(nn.DataParallel(model), cam.layers)(images))
     same(GradCAM(torch.compile(model, backend="eager"), cam.layers)(images))
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend="aot_eager")
+    same(GradCAM(compiled, cam.layers)(images))
+    assert compiled._compiled_call_impl is not None
     for number in range(2):
         alone = cam(images[number : number + 1])
         for name, map_ in expected.items():
@@ -213,8 +217,15 @@ class Idle(TwoChannels):
             lambda x: GradCAM(create_model("resnet18"), ["layer5"]),
             r"unknown layer 'layer5': .*did you mean 'layer\d'\?",
         ),
+        (lambda x: GradCAM(create_model("resnet18"), [nn.ReLU()]), r"layers are names as in model\.named_modules\(\)"),
+        (
+            lambda x: GradCAM(TwoChannels(), reshape=lambda t: t),
+            "name the layer whose output reshape= turns into a map",
+        ),
+        (lambda x: GradCAM(TwoChannels(), ["conv"])(x, "cat"), "classes is None, a class number, or one for each"),
+        (lambda x: GradCAM(TwoChannels(), ["conv"])(x * float("nan")), "logits that are NaN or infinite"),
         (lambda x: GradCAM(Idle(), ["unused"])(x), r"layer 'unused' exists and never runs in forward\(\)"),
-        (lambda x: GradCAM(Idle(), ["aside"])(x), "layer 'aside' does not reach the logits"),
+        (lambda x: GradCAM(Idle(), ["aside"])(x), "layer 'aside' does not reach the logits by a path with gradients"),
         (lambda x: GradCAM(TwoChannels(), ["fc"])(x), r"layer 'fc' gives \(2, 2\) and not a map"),
         (lambda x: GradCAM(TwoChannels(), ["conv"])(x[0]), r"got torch\.float32 \(3, 8, 8\); add the batch axis"),
         (lambda x: GradCAM(TwoChannels(), ["conv"])(x, 2), r"classes are from 0 to 1, got \[2\]"),
@@ -245,3 +256,27 @@ def test_overlay_mixes_image_and_colours():
         overlay(3 * image - 1, map_)
     with pytest.raises(ValueError, match=r"got \(3, 6, 7\) and \(7, 6\)"):
         overlay(image, map_.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parameters_of_another_precision(dtype):
+    model, images = TwoChannels(), torch.rand(2, 3, 8, 8)
+    expected = GradCAM(model, ["conv"])(images, 0)["conv"]
+    found = GradCAM(model.to(dtype), ["conv"])(images, 0)["conv"]
+    assert found.dtype == torch.float32 and next(model.parameters()).dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if dtype == torch.float64 else 0.02)
+
+
+def test_buffers_are_put_back():
+    class Counts(TwoChannels):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counts()
+    GradCAM(model, ["conv"])(torch.rand(1, 3, 8, 8))
+    assert model.calls == 0

@@ -85,6 +85,8 @@ REFUSED = {
     "half.png": (as_bytes(NOISE, "PNG")[:1500], r"half\.png cannot be read as an image"),
     "giant.png": (giant_png(60_000, 60_000), r"giant\.png claims (60000x60000|more) pixels"),
     "large.png": (giant_png(12_000, 10_000), r"large\.png claims 12000x10000 pixels"),
+    "odd.png": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\x04IHDR\x00\x00\x00\x01????", r"odd\.png cannot be read as an image"),
+    "odd.ppm": (b"P6 2\x18 2 255\n" + bytes(12), r"odd\.ppm cannot be read as an image"),
     "dot.png": (
         as_bytes(NOISE.resize((1, 1)), "PNG"),
         r"dot\.png is 1x1 pixels and the models take 8x8 or more; give size=",
@@ -100,7 +102,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_shown_is_refused_by_name(name, tmp_path):
     content, message = REFUSED[name]

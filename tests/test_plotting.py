@@ -137,7 +137,7 @@ def test_a_gallery_shows_its_records(data, count, style):
 
 
 class LongNames:
-    classes = tuple(f"an exceedingly long class name, number {n}, with $dollars$" for n in range(10))
+    classes = tuple(f"an exceeding $dollar$ name, number {n}, longer than any line" for n in range(10))
     mean, std = (0.5,) * 3, (0.25,) * 3
 
 
@@ -199,8 +199,9 @@ def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
 
 def test_a_map_without_anything_positive_is_named(data, monkeypatch):
     monkeypatch.setattr(GradCAM, "__call__", lambda self, images, classes: {"layer2": torch.zeros(len(images), 32, 32)})
+    assert overlaps(plotting.plot_gradcam(create_model("small_resnet"), records(data, 20), data, "layer2")) == ([], [])
     figure = plotting.plot_gradcam(create_model("small_resnet"), records(data, 2), data, layers=["layer2"])
-    assert texts(figure).count("nothing positive") == 4
+    assert sum("nothing stands out" in text for text in texts(figure)) == 4
 
 
 def test_the_confusion_matrix_is_that_of_the_predictions(data):
@@ -226,3 +227,12 @@ def test_augmentations_show_what_the_loader_yields(data):
     assert "RandomCrop → RandomRotate → Normalize → Cutout" in figure.get_suptitle()
     with pytest.raises(TypeError, match=r"needs a loader of load_data, as data\.train, not DataLoader"):
         plotting.plot_augmentations(DataLoader(random_batches(8)))
+
+
+def test_other_things_than_records_and_data_are_refused(data):
+    with pytest.raises(TypeError, match=r"records are those of predictions\.wrong\(20\) or \.correct\(20\), not Data"):
+        plotting.plot_images(data, data)
+    with pytest.raises(TypeError, match="any object with classes, mean and std; list has no classes"):
+        plotting.plot_images(records(data, 2), data.classes)
+    with pytest.raises(TypeError, match="plot_history takes what fit returned, or several by name, not str"):
+        plotting.plot_history("runs/s8")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import random_batches
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from eva_utils import main as engine
 from eva_utils.models import create_model
@@ -114,3 +114,24 @@ def test_misuse_is_refused(predictions, tiny_net):
         predictions.wrong(5, order="best")
     with pytest.raises(ValueError, match="target is a class from 0 to 3, not 4"):
         predictions.correct(5, target=4)
+    shuffled = BatchSampler(RandomSampler(SAMPLES), 8, drop_last=False)
+    with pytest.raises(ValueError, match="the loader shuffles"):
+        predict(tiny_net, DataLoader(SAMPLES, batch_sampler=shuffled))
+    with pytest.raises(TypeError, match=r"as predict\(model, data\.test\), not TinyNet and Data"):
+        predict(tiny_net, data)
+    with pytest.raises(ValueError, match=r"takes images of 3 channels and these are \(2, 1, 8, 8\)"):
+        predict(tiny_net, [(torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))])
+
+
+def test_a_loader_that_changes_its_order_is_noticed(tiny_net):
+    class Restless:
+        def __iter__(self):
+            order = torch.randperm(41)
+            return iter([(SAMPLES.tensors[0][order], SAMPLES.tensors[1][order])])
+
+    found = predict(tiny_net, Restless())
+    with pytest.raises(ValueError, match="the loader yields another order at each pass"):
+        found.wrong(5)
+    spent = predict(tiny_net, iter([SAMPLES.tensors]))
+    with pytest.raises(ValueError, match="the loader ended early on its second pass"):
+        spent.wrong(5)

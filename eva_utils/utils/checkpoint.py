@@ -112,6 +112,8 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     """
     if which not in ("best", "last"):
         raise ValueError(f"which is 'best' or 'last', not {which!r}")
+    if Path(run).is_file():
+        raise ValueError(f"{run} is a file; give its folder, and which='best' or 'last'")
     path = Path(run) / f"{which}.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the folder that fit(checkpoint=...) wrote")
@@ -192,7 +194,9 @@ def check_folder(folder: Path, resume: bool | str) -> None:
         )
     holds_run = bool(epochs or results)
     if holds_run and not resume:
-        raise ValueError(f"{folder} already holds a run; continue it with resume='auto', or choose another folder")
+        raise ValueError(
+            f"{folder} already holds a run; continue it with resume='auto' (--resume), or choose another folder"
+        )
     if not holds_run and resume is True:
         raise ValueError(f"{folder} holds no run to resume; resume='auto' starts one where there is none")
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless the value is a whole number from `least` up."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
+    """Raise ValueError unless the value is a whole number from `least` to `most`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < least:
         raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
+    if int(value) > most:
+        raise ValueError(f"{name} is a whole number of at most {most}, not {value!r}")
 
 
 def check_real(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
@@ -57,10 +59,16 @@ def check_fit(
     if not trainable_parameters(model):
         raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
     for name, loader in (("train_loader", train_loader), ("test_loader", test_loader)):
-        if not hasattr(loader, "__len__"):
-            raise TypeError(f"{name} has no length; pass a DataLoader or one of load_data's loaders")
-        if len(loader) == 0:
+        try:
+            batches = len(loader)
+        except TypeError:
+            raise TypeError(f"{name} has no length; pass a DataLoader or one of load_data's loaders") from None
+        if batches == 0:
             raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        raise TypeError(f"scheduler is one of torch.optim.lr_scheduler, built with the optimizer, not {scheduler!r}")
     if optimizer is not None:
         own = {id(parameter) for parameter in model.parameters()}
         if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
@@ -74,8 +82,20 @@ def check_fit(
             f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
             f"{len(train_loader)} batches; build it with epochs={epochs}, steps_per_epoch={len(train_loader)}"
         )
-    if getattr(criterion, "reduction", "mean") != "mean":
-        raise ValueError(f"the criterion must average over the batch, not reduction={criterion.reduction!r}")
+    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
+        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
+    reduction = getattr(criterion, "reduction", "mean")
+    if reduction != "mean":
+        raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
+
+
+def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
+    """Raise ValueError if a one-cycle schedule has fewer steps left than the run takes."""
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps - scheduler.last_epoch < steps:
+        raise ValueError(
+            f"OneCycleLR has {scheduler.total_steps - scheduler.last_epoch} of its {scheduler.total_steps} steps left "
+            f"and the run takes {steps}; build optimizer and scheduler anew before each run"
+        )
 
 
 def check_batch(batch: Any, place: str) -> tuple[Tensor, Tensor]:

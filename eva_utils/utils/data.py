@@ -23,7 +23,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 SOURCES = ("shapes", "cifar10")
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 Split = tuple[Tensor | ImageFiles, Tensor]
 
@@ -81,7 +81,7 @@ def load_data(
     check_whole("workers", workers, 0)
     check_seed(seed)
     if size is not None:
-        check_whole("size", size, 8)
+        check_whole("size", size, 8, 10_000)
     if limit is not None:
         check_whole("limit", limit, 1)
     placed = pick_device(device or "cpu")
@@ -136,6 +136,8 @@ def _read(source: str | Path, root: Path, size: int | None) -> tuple[Split, Spli
     if not folder.is_dir():
         raise unknown_name("data source (and no such folder)", str(source), SOURCES)
     for part in ("train", "test"):
+        if (folder / part).is_symlink() and not (folder / part).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / part} is a link that leads out of the dataset; put the folder itself there")
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} has no {part}/ folder; put the images under train/<class>/ and test/<class>/")
     classes = _class_names(folder / "train")
@@ -189,8 +191,11 @@ def _entries(folder: Path) -> list[Path]:
 
 def _class_names(folder: Path) -> list[str]:
     names = [path.name for path in _entries(folder) if path.is_dir()]
-    if not names:
-        raise ValueError(f"{folder} has no class folder; put the images of each class into a folder of its name")
+    if len(names) < 2:
+        found = f"only the class {names[0]!r}" if names else "no class folder"
+        raise ValueError(
+            f"{folder} has {found}; put the images of each of two classes or more into a folder of its name"
+        )
     return names
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import explain_failure
 from .names import unknown_name
 
 LEAST_SIDE = 5
@@ -20,10 +21,11 @@ class GradCAM:
 
     For the activations A (C, h, w) of a layer and the logit y of a class, the map is
     relu(sum over k of a_k A_k) with a_k the mean of dy / dA_k over the pixels. It is upsampled bilinearly
-    to the image and scaled to [0, 1] for each image; a map that is nowhere positive is all zeros.
+    to the image and scaled to [0, 1] for each image; a map that is nowhere positive, or the same
+    everywhere, is all zeros. Of a layer that runs several times the last run counts.
 
     Calling it runs the model once forward and once backward, from the logits to the earliest chosen layer
-    and no further, in evaluation mode and float32. Modes, buffers, gradients, `requires_grad`, hooks and
+    and no further, in evaluation mode, with autocast off. Modes, buffers, gradients, `requires_grad`, hooks and
     random generators are put back, also after an error.
 
     Args:
@@ -48,7 +50,15 @@ class GradCAM:
                 "the model was made inside torch.inference_mode(), so it has no gradients; build it outside"
             )
         self.reshape = reshape
+        if isinstance(layers, nn.Module) or any(not isinstance(name, str) for name in layers or []):
+            raise ValueError(
+                "layers are names as in model.named_modules(), such as ['layer3', 'layer4'], not the modules"
+            )
         self.layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+        if reshape is not None and not self.layers:
+            raise ValueError(
+                "name the layer whose output reshape= turns into a map, as layers=['encoder.layers.5.ln_1']"
+            )
         self._modules = dict(self.model.named_modules())
         for name in self.layers or []:
             if not name or name not in self._modules:
@@ -78,7 +88,8 @@ class GradCAM:
         device = images.device if parameter is None else parameter.device
         with ExitStack() as stack:
             self._quieten(stack, device)
-            images = images.detach().clone().to(device, torch.float32)
+            dtype = torch.float32 if parameter is None else parameter.dtype
+            images = images.detach().clone().to(device, dtype)
             layers = self.layers or [self._deepest(images)]
             maps = self._maps(images, classes, layers)
         size = images.shape[-2:]
@@ -90,6 +101,11 @@ class GradCAM:
         """Evaluation mode, float32, gradients possible and random generators kept, until the stack closes."""
         for module in self.model.modules():
             stack.callback(setattr, module, "training", module.training)
+            if getattr(module, "_compiled_call_impl", None) is not None:  # hooks do not fire in compiled code
+                stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+                module._compiled_call_impl = None
+        for buffer in self.model.buffers():
+            stack.callback(buffer.data.copy_, buffer.detach().clone())
         self.model.eval()
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(torch.inference_mode(False))
@@ -114,21 +130,24 @@ class GradCAM:
         with torch.no_grad(), ExitStack() as stack:
             for name in layers:
                 stack.callback(self._modules[name].register_forward_hook(keep(name)).remove)
-            logits = self.model(images)
+            try:
+                logits = self.model(images)
+            except RuntimeError as error:
+                raise ValueError(explain_failure(self.model, tuple(images.shape), error)) from error
             self._check_run(layers, outputs, logits, images)
             chosen = _chosen_classes(classes, logits)
             with torch.enable_grad():
                 score = logits.gather(1, chosen[:, None]).sum()
             if not score.requires_grad:
-                raise ValueError(f"layer {layers[0]!r} does not reach the logits; choose another")
+                raise ValueError(_unreached(layers[0]))
             gradients = torch.autograd.grad(score, [outputs[name] for name in layers], allow_unused=True)
         maps = {}
         for name, gradient in zip(layers, gradients, strict=True):
             if gradient is None:
-                raise ValueError(f"layer {name!r} does not reach the logits; choose another")
+                raise ValueError(_unreached(name))
             activation, gradient = (self._as_map(part.detach(), name) for part in (outputs[name], gradient))
             weights = gradient.mean(dim=(2, 3), keepdim=True)
-            maps[name] = (weights * activation).sum(dim=1).relu()
+            maps[name] = (weights * activation).sum(dim=1).relu().float()
         return maps
 
     def _as_map(self, output: Tensor, name: str) -> Tensor:
@@ -149,6 +168,8 @@ class GradCAM:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {found}; Grad-CAM needs logits (N, classes)")
+        if not logits.isfinite().all():
+            raise ValueError("the model returned logits that are NaN or infinite; look at its weights and the images")
 
     def _deepest(self, images: Tensor) -> str:
         """Return the layer that ends last of those which hold a convolution and give a map of at least 5x5."""
@@ -166,12 +187,22 @@ class GradCAM:
             for name, module in self._modules.items():
                 if name and any(isinstance(part, nn.Conv2d) for part in module.modules()):
                     stack.callback(module.register_forward_hook(note(name)).remove)
-            self.model(images[:1])
+            try:
+                self.model(images[:1])
+            except RuntimeError as error:
+                raise ValueError(explain_failure(self.model, tuple(images.shape), error)) from error
         if not found:
             raise ValueError(
                 f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"
             )
         return found[-1]
+
+
+def _unreached(name: str) -> str:
+    return (
+        f"layer {name!r} does not reach the logits by a path with gradients; choose another, or see whether "
+        "forward() uses no_grad() or detach() after it"
+    )
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -191,7 +222,10 @@ def _chosen_classes(classes: Any, logits: Tensor) -> Tensor:
     count, known = logits.shape
     if classes is None:
         return logits.argmax(dim=1)
-    chosen = torch.as_tensor(classes, device=logits.device)
+    try:
+        chosen = torch.as_tensor(classes, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"classes is None, a class number, or one for each image, not {classes!r}") from None
     chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
     if chosen.shape != (count,) or chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise ValueError(f"classes is None, a class, or one for each of the {count} images, not {classes!r}")

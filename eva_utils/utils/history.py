@@ -10,19 +10,23 @@ _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur",
 _HOW = {"foreach", "fused", "capturable", "differentiable"}
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What `fit` returns.
 
     Attributes:
         rows: one dict an epoch: "epoch" (from 1), "train_loss", "train_accuracy", "test_loss",
-            "test_accuracy", "lr" (at the start of the epoch), "seconds" (training and testing).
+            "test_accuracy", "lr" (of the epoch's last step), "seconds" (training and testing).
             Losses are means over samples, accuracies percentages of samples.
         settings: model, optimizer, scheduler, criterion, precision, loaders, seed, versions and hardware.
     """
 
     rows: list[dict] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        best = f", best {self.best['test_accuracy']:.2f}% at epoch {self.best['epoch']}" if self.rows else ""
+        return f"History({len(self.rows)} epochs{best})"
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,5 +1,6 @@
 """Image files as uint8 tensors, read as a viewer would show them or refused by name."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,24 +55,9 @@ class ImageFiles(Dataset):
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
     """Return an image's pixels as uint8 (H, W, 3); see `ImageFiles`."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(
-                    f"{path} claims {width}x{height} pixels, more than an image here may have; resize or remove it"
-                )
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{path} is animated ({image.n_frames} frames); save the frame you mean as an image")
-            shown = _as_rgb(ImageOps.exif_transpose(image), path)
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path} claims more pixels than an image here may have; resize or remove it") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        raise ValueError(f"{path} cannot be read as an image; restore or remove it") from error
+    shown = _decode(path)
     if size is not None and shown.size != (size, size):
         shown = shown.resize((size, size), Image.Resampling.BILINEAR)
     if min(shown.size) < LEAST_SIDE:
@@ -82,13 +68,39 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     return np.asarray(shown)
 
 
-def _as_rgb(image, path: Path):
+def _decode(path: Path):
+    """Return the image as RGB; whatever the decoder makes of damaged bytes becomes one sentence."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, which are refused here
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    refusal = (
+                        f"{path} claims {width}x{height} pixels, more than an image here may have; resize or remove it"
+                    )
+                elif getattr(image, "n_frames", 1) > 1:
+                    refusal = f"{path} is animated ({image.n_frames} frames); save the frame you mean as an image"
+                elif image.mode in ("I", "F"):
+                    refusal = f"{path} has {image.mode!r} pixels of 32 bits, without set colours; save it with 8 bits"
+                else:
+                    return _as_rgb(ImageOps.exif_transpose(image))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Image.DecompressionBombError:
+        refusal = f"{path} claims more pixels than an image here may have; resize or remove it"
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an image; restore or remove it") from error
+    raise ValueError(refusal)
+
+
+def _as_rgb(image):
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{path} has {image.mode!r} pixels of 32 bits, which have no set colours; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -89,6 +89,9 @@ class Loader:
         for images in decoded:
             yield images.to(self.device, non_blocking=self.device.type == "cuda")
 
+    def __repr__(self) -> str:
+        return f"Loader({len(self.labels)} images, batches of {self.batch_size}, {self.transform})"
+
     def describe(self) -> dict:
         """Return what determines the batches, as plain values: the record of a run keeps it."""
         return {

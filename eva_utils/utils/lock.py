@@ -1,13 +1,21 @@
 """One process a run: a lock on the run's folder that dies with its process."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+# Workers forked while a run is held must not keep its lock after it: each closes its copy of the file.
+_held: set[IO] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
 
 
 @contextmanager
@@ -28,12 +36,15 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         if fcntl is not None:
             try:
-                # lockf, not flock: workers forked from this process must not keep the lock after it.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 raise ValueError(
-                    f"another process is training in {folder}; wait for it, stop it, or choose another folder"
+                    f"another run is training in {folder}; wait for it, stop it, or choose another folder"
                 ) from None
             except OSError:
                 pass
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)

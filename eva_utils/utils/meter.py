@@ -7,12 +7,13 @@ from torch import Tensor
 
 
 class Score(NamedTuple):
-    """Mean loss over samples, accuracy in percent of samples (0 to 100), and the counts behind it."""
+    """Mean loss over samples, accuracy in percent (0 to 100), the counts behind it; of training also the last rate."""
 
     loss: float
     accuracy: float
     correct: int
     samples: int
+    lr: float | None = None
 
 
 class Meter:
@@ -32,6 +33,8 @@ class Meter:
 
     def score(self) -> Score:
         """Return the score of the batches so far; this waits for the device."""
+        if not self.samples:
+            raise ValueError("the loader yielded no batch; it must yield its batches anew at each pass")
         correct = int(self.correct)
         return Score(float(self.loss) / self.samples, 100 * correct / self.samples, correct, self.samples)
 

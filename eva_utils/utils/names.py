@@ -15,4 +15,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
     known = list(known)
     near = difflib.get_close_matches(str(name).lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}{hint}")
+    listed = ", ".join(known) if len(known) <= 12 else ", ".join([*known[:6], "…", *known[-6:]])
+    return ValueError(f"unknown {kind} {name!r}: choose one of {listed}{hint}")

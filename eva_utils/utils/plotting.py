@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .checks import check_whole
 from .gradcam import GradCAM, overlay
 from .history import History
 from .transforms import Normalize, denormalize
@@ -51,6 +52,8 @@ def plot_history(history: History | Mapping[str, History]) -> "Figure":
     Raises:
         ValueError: there is none, or one without a finished epoch.
     """
+    if not isinstance(history, History | Mapping):
+        raise TypeError(f"plot_history takes what fit returned, or several by name, not {type(history).__name__}")
     runs = {"": history} if isinstance(history, History) else dict(history)
     if not runs:
         raise ValueError("there is no history to draw; pass one, or several by name")
@@ -76,7 +79,11 @@ def plot_history(history: History | Mapping[str, History]) -> "Figure":
         axis.set(xlabel="epoch", ylabel=label)
         axis.locator_params(axis="x", integer=True)
         _tidy(axis)
-        axis.legend(fontsize=8, framealpha=0.6)
+    if len(runs) == 1:
+        for axis in axes:
+            axis.legend(fontsize=8, framealpha=0.6)
+    else:  # below the axes, where long names cover nothing
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -93,7 +100,9 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
     figure, ((axis,),) = _new_figure(1, 1, 3.2, 6.0)
     for number, (name, values) in enumerate(runs.items()):
         drawn = "steps-mid" if len(values) <= 60 else "default"
-        axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, color=COLOURS[number % len(COLOURS)], label=name)
+        dot = "." if len(values) <= 60 else None
+        colour = COLOURS[number % len(COLOURS)]
+        axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=name)
     axis.set(xlabel=unit, ylabel="learning rate")
     axis.locator_params(axis="x", integer=True)
     _tidy(axis)
@@ -117,8 +126,9 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
     names = [_shorten(name, 18) for name in data.classes]
-    axis.set_xticks(range(size), names, rotation=90, fontsize=9)
-    axis.set_yticks(range(size), names, fontsize=9)
+    small = 9 if size <= 20 else max(2.5, 440 / size)
+    axis.set_xticks(range(size), names, rotation=90, fontsize=small)
+    axis.set_yticks(range(size), names, fontsize=small)
     axis.set(xlabel="predicted", ylabel="actual", title=f"{predictions.accuracy:.2f}% of {len(predictions)} images")
     if size <= 20:
         for row in range(size):
@@ -136,6 +146,7 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
         records: of `predictions.wrong(n)` or `.correct(n)`; where there are fewer than n, the figure says so.
         data: what `load_data` returned; gives class names, mean and standard deviation.
     """
+    _check_figure_arguments(records, data)
     columns = 5
     rows = max(1, -(-len(records) // columns))
     figure, axes = _new_figure(rows, columns, 0.5 + 2.7 * rows)
@@ -159,8 +170,8 @@ def plot_gradcam(
 
     At several layers each image has a row: the image, then overlay and map for the predicted class at each
     layer. At one layer (None: the deepest with a map of at least 5x5) each image is followed by its overlay
-    and, where it is misclassified, by the overlay for its true class. A map without anything positive is
-    labelled so.
+    and, where it is misclassified, by the overlay for its true class. A blank map, where nothing at the
+    layer speaks for the class, is labelled so.
 
     Args:
         model: the classifier that made the predictions.
@@ -172,6 +183,7 @@ def plot_gradcam(
     Raises:
         ValueError: those of `GradCAM`.
     """
+    _check_figure_arguments(records, data)
     cam = GradCAM(model, layers, **options)
     if not records:
         figure, axes = _new_figure(1, 1, 1.2)
@@ -211,7 +223,7 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     any_wrong = any(record.predicted != record.target for record in records)
     cells, groups = (3, 3) if any_wrong else (2, 4)
     rows = -(-len(records) // groups)
-    figure, axes = _new_figure(rows, cells * groups, 0.6 + (WIDTH / (cells * groups) + 0.62) * rows)
+    figure, axes = _new_figure(rows, cells * groups, 0.6 + (WIDTH / (cells * groups) + 0.72) * rows)
     figure.suptitle(f"{_heading(records)}: Grad-CAM at {layer}", fontsize=12)
     for number, record in enumerate(records):
         row, column = divmod(number, groups)
@@ -219,9 +231,10 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
         image = denormalize(record.image, data.mean, data.std)
         _show(group[0], image)
         group[0].set_xlabel(f"#{record.index}", fontsize=8)
-        _show_overlay(group[1], image, predicted[number])
         named = "\n".join(textwrap.wrap(_shorten(data.classes[record.predicted]), 13))
-        group[1].set_title(f"{named}\n{100 * record.confidence:.0f}%", fontsize=8)
+        group[1].set_title(f"predicted:\n{named}", fontsize=8)
+        group[1].set_xlabel(f"{100 * record.confidence:.0f}%", fontsize=8)
+        _show_overlay(group[1], image, predicted[number])
         if any_wrong:
             actual = "\n".join(textwrap.wrap(_shorten(data.classes[record.target]), 13))
             _show_overlay(group[2], image, true[number])
@@ -242,6 +255,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
     """
     if not hasattr(loader, "order") or not hasattr(loader, "transform"):
         raise TypeError(f"plot_augmentations needs a loader of load_data, as data.train, not {type(loader).__name__}")
+    check_whole("n", n, 1)
     normalization = next(part for part in loader.transform if isinstance(part, Normalize))
     seen = next(iter(loader))[0][:n].cpu()
     columns = min(8, len(seen))
@@ -258,6 +272,17 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
     return figure
 
 
+def _check_figure_arguments(records: Any, data: Any) -> None:
+    if not isinstance(records, Sequence):
+        raise TypeError(f"records are those of predictions.wrong(20) or .correct(20), not {type(records).__name__}")
+    missing = [name for name in ("classes", "mean", "std") if not hasattr(data, name)]
+    if missing:
+        raise TypeError(
+            f"data is what load_data returned, or any object with classes, mean and std; {type(data).__name__} has no "
+            f"{missing[0]}"
+        )
+
+
 def _heading(records: Sequence[Any]) -> str:
     """Say what is shown, and whether it is less than was asked for."""
     kind, asked = getattr(records, "kind", ""), getattr(records, "asked", len(records))
@@ -268,15 +293,15 @@ def _heading(records: Sequence[Any]) -> str:
 
 
 def _caption(record: Any, data: Any, width: int) -> str:
-    predicted, actual = (_shorten(data.classes[label], width) for label in (record.predicted, record.target))
+    predicted = _shorten(data.classes[record.predicted], width)
     if record.predicted == record.target:
         return f"#{record.index}\n{predicted}"
-    return f"#{record.index} {predicted}\nactual: {_shorten(actual, width - 4)}"
+    return f"#{record.index} {predicted}\nactual: {_shorten(data.classes[record.target], width - 4)}"
 
 
 def _shorten(name: str, width: int = 22) -> str:
-    name = name.replace("$", r"\$")
-    return name if len(name) <= width else name[: width - 1] + "…"
+    name = name if len(name) <= width else name[: width - 1] + "…"
+    return name.replace("$", r"\$")
 
 
 def _show(axis: "Axes", image: Tensor) -> None:
@@ -288,7 +313,7 @@ def _show(axis: "Axes", image: Tensor) -> None:
 def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
     _show(axis, overlay(image, map_))
     if not map_.any():
-        axis.set_xlabel("nothing positive", fontsize=7)
+        axis.set_xlabel(f"{axis.get_xlabel()}\nnothing stands out".strip(), fontsize=7)
 
 
 def _frame(axis: "Axes") -> None:

@@ -1,13 +1,13 @@
 """One pass over a test set, and every later question answered from it: the same images by construction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .checks import check_batch, check_labels, check_logits, check_whole
+from .checks import check_batch, check_labels, check_logits, check_whole, explain_failure
 from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
 
@@ -24,7 +24,7 @@ class Record:
     """
 
     index: int
-    image: Tensor
+    image: Tensor = field(repr=False)
     target: int
     predicted: int
     confidence: float
@@ -50,6 +50,9 @@ class Predictions:
     def __init__(self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor) -> None:
         self.probabilities, self.predicted, self.target = probabilities, predicted, target
         self._loader = loader
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} images, {self.accuracy:.2f}% correct)"
 
     def __len__(self) -> int:
         return len(self.target)
@@ -122,12 +125,16 @@ class Predictions:
     def _records(self, positions: list[int]) -> list[Record]:
         """Fetch the images at these positions by passing over the loader again, as far as needed."""
         wanted, images, start = set(positions), {}, 0
-        for batch, _ in self._loader:
+        for batch, labels in self._loader:
+            if not torch.equal(labels.cpu(), self.target[start : start + len(labels)]):
+                raise ValueError("the loader yields another order at each pass, so positions in it mean nothing")
             for position in wanted & set(range(start, start + len(batch))):
                 images[position] = batch[position - start].detach().cpu().clone()
             start += len(batch)
             if len(images) == len(wanted):
                 break
+        if len(images) < len(wanted):
+            raise ValueError("the loader ended early on its second pass; it must yield its batches anew at each pass")
         return [
             Record(
                 index=position,
@@ -152,11 +159,19 @@ def predict(
         precision: "auto", "float32", "bfloat16" or "float16".
 
     Raises:
+        TypeError: the arguments are no model and no loader.
         ValueError: the loader shuffles, so that positions mean nothing, or it is empty.
     """
-    sampler = getattr(loader, "sampler", None)
-    random_order = isinstance(loader, DataLoader) and not isinstance(sampler, SequentialSampler)
-    if random_order or getattr(loader, "shuffle", False) is True:
+    if not isinstance(model, nn.Module) or not hasattr(loader, "__iter__"):
+        raise TypeError(
+            f"predict takes a model and a loader, as predict(model, data.test), not {type(model).__name__} and "
+            f"{type(loader).__name__}"
+        )
+    # Given a batch_sampler, a DataLoader's own sampler is a stand-in and says nothing of the order.
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
+    if getattr(loader, "shuffle", False) is True or isinstance(
+        sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler
+    ):
         raise ValueError("the loader shuffles, so positions in it mean nothing; pass the test loader, or shuffle=False")
     place = pick_device(device)
     dtype = pick_precision(precision, place)
@@ -166,8 +181,11 @@ def predict(
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
-            with autocast(place, dtype):
-                logits = model(move_images(images, place, dtype))
+            try:
+                with autocast(place, dtype):
+                    logits = model(move_images(images, place, dtype))
+            except RuntimeError as error:
+                raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
             check_logits(logits, images)
             outputs.append(logits.float())
             targets.append(labels)

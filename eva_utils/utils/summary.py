@@ -20,7 +20,7 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         input_size: (channels, height, width) of one image.
 
     Raises:
-        ValueError: `input_size` is not three positive whole numbers.
+        ValueError: `input_size` is not three positive whole numbers, or the model does not take such images.
     """
     if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r}")
@@ -28,7 +28,11 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
 
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stdout(table):
-        torchsummary.summary(copy.deepcopy(model).cpu().eval(), tuple(input_size), device="cpu")
+        try:
+            torchsummary.summary(copy.deepcopy(model).cpu().eval(), tuple(input_size), device="cpu")
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the model does not take (channels, height, width) = {input_size}: {reason}") from error
     parameters = list(model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
