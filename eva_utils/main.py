@@ -1,6 +1,5 @@
 """The training loop: `train` one epoch, `test` one pass, `fit` a run."""
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from .utils.runtime import (
     seed_everything,
     set_rng_state,
 )
+from .utils.state import collect_state, copy_states, own_generators, recorded_precision, restore_state
 
 Log = Callable[[str], Any]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -222,7 +222,7 @@ def fit(
             disk.check_folder(folder, resume)  # once more: another run may have ended since
             saved = disk.latest_state(folder, say)
         if saved and precision == "auto":
-            dtype = _recorded_precision(saved, place)
+            dtype = recorded_precision(saved, place)
         if optimizer is None:
             fused = dtype != torch.float32 and place.type in ("cpu", "cuda")
             optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused or None)
@@ -234,7 +234,7 @@ def fit(
         settings |= {"epochs": epochs, "seed": seed, "precision": how["precision"], **hardware(place)}
         history = History(settings=settings)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-        generators = _generators(train_loader)
+        generators = own_generators(train_loader)
         if saved:
             disk.check_resumable(saved, model, settings, fresh_optimizer=not optimizer.state)
         else:
@@ -243,7 +243,7 @@ def fit(
         if seed is not None:
             seed_everything(seed)
         if saved and folder:
-            _restore(saved, parts, generators)
+            restore_state(saved, parts, generators)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
             disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
@@ -252,7 +252,7 @@ def fit(
             else:
                 say(f"The run in {folder} has finished its {len(history)} epochs: its weights and history are loaded")
 
-        epoch, finished = len(history), _copy_states(parts)
+        epoch, finished = len(history), copy_states(parts)
         try:
             while epoch < epochs:
                 epoch += 1
@@ -261,10 +261,10 @@ def fit(
                     epoch, model, train_loader, test_loader, optimizer, scheduler, scaler, progress, log, **how
                 )
                 _step(scheduler, row)
-                finished = _copy_states(parts)
+                finished = copy_states(parts)
                 history.rows.append(row)
                 if folder:
-                    state = _state(epoch, parts, generators, history)
+                    state = collect_state(epoch, parts, generators, history)
                     disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
         except BaseException as error:
             for name, part in parts.items():
@@ -293,7 +293,7 @@ def _explain(error: BaseException, epoch: int, loader: Any) -> None:
 
 def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a test loader that does not fit the model now, and not after the first epoch; nothing is left changed."""
-    state, generators = rng_state(), [(part, part.get_state()) for part in _generators(loader)]
+    state, generators = rng_state(), [(part, part.get_state()) for part in own_generators(loader)]
     try:
         with keep_modes(model), torch.no_grad():
             model.eval()
@@ -351,45 +351,6 @@ def _step(scheduler: LRScheduler, row: dict) -> None:
         scheduler.step(row["test_loss"] if scheduler.mode == "min" else row["test_accuracy"])
     elif not isinstance(scheduler, PER_BATCH_SCHEDULERS):
         scheduler.step()
-
-
-def _copy_states(parts: dict[str, Any]) -> dict[str, Any]:
-    return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    """Return the generators of its own that a DataLoader draws its order from."""
-    sampler = getattr(loader, "sampler", None)
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    found = [getattr(part, "generator", None) for part in (loader, sampler, inner)]
-    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
-
-
-def _recorded_precision(saved: dict, device: torch.device) -> torch.dtype:
-    precision = saved["history"]["settings"]["precision"]
-    if precision == "float16" and device.type != "cuda":
-        raise ValueError("cannot resume: the run was trained in float16; resume it on a CUDA device, or start another")
-    return pick_precision(precision, device)
-
-
-def _state(epoch: int, parts: dict[str, Any], generators: list[torch.Generator], history: History) -> dict:
-    """Return everything that shapes the epochs to come."""
-    return {
-        "epoch": epoch,
-        "history": {"settings": history.settings, "rows": history.rows},
-        "rng": rng_state(),
-        "generators": [generator.get_state() for generator in generators],
-        **{name: part.state_dict() for name, part in parts.items()},
-    }
-
-
-def _restore(saved: dict, parts: dict[str, Any], generators: list[torch.Generator]) -> None:
-    """Put back what `_state` returned."""
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    set_rng_state(saved["rng"])
-    for generator, state in zip(generators, saved["generators"], strict=True):
-        generator.set_state(state)
 
 
 def _prepare(

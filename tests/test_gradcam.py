@@ -63,7 +63,7 @@ def out_of_place(model):
 
 ARCHITECTURES = {
     "resnet18 layer": (lambda: create_model("resnet18", norm="layer"), ["layer1", "layer2", "layer3", "layer4"], 32),
-    "small_resnet": (lambda: create_model("small_resnet"), ["layer2", "layer3.4.conv1"], 32),
+    "small_resnet": (lambda: create_model("small_resnet"), ["layer2", "layer3"], 32),
     "tv resnet18": (lambda: tv.resnet18(num_classes=10), ["layer3", "layer4", "bn1", "layer2.0.bn1"], 64),
     "vgg11_bn": (lambda: tv.vgg11_bn(num_classes=10), ["features.25", "features.26"], 32),
     "densenet121": (lambda: tv.densenet121(num_classes=10), ["features.denseblock3"], 32),
@@ -98,7 +98,7 @@ def test_agrees_with_the_grad_cam_package(name):
                 expected = torch.from_numpy(reference(images, targets=targets))
             assert maps[layer].shape == (3, side, side) and maps[layer].dtype == torch.float32
             torch.testing.assert_close(maps[layer], expected, rtol=0, atol=1e-4)
-    assert sum(bool(map_.any()) for map_ in maps.values()) > 0
+            assert classes is not None or expected.any(), f"{layer} is blank, so this compares nothing"
 
 
 def test_nothing_is_left_behind():

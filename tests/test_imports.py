@@ -10,7 +10,15 @@ PACKAGE = ROOT / "eva_utils"
 LEAVES = {"utils.names", "utils.checks"}
 ALLOWED = {
     "__init__": set(),
-    "main": {"utils.checkpoint", "utils.history", "utils.lock", "utils.meter", "utils.progress", "utils.runtime"},
+    "main": {
+        "utils.checkpoint",
+        "utils.history",
+        "utils.lock",
+        "utils.meter",
+        "utils.progress",
+        "utils.runtime",
+        "utils.state",
+    },
     "models.__init__": {"models.resnet", "models.small_resnet"},
     "models.norms": set(),
     "models.resnet": {"models.norms"},
@@ -34,6 +42,7 @@ ALLOWED = {
     "utils.progress": set(),
     "utils.runtime": set(),
     "utils.shapes": set(),
+    "utils.state": {"utils.history", "utils.runtime"},
     "utils.summary": set(),
     "utils.transforms": {"utils.cutout"},
 }
