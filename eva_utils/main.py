@@ -20,6 +20,7 @@ from .utils.checks import (
     check_seed,
     check_steps_left,
     explain_failure,
+    is_misfit,
     trainable_parameters,
     warn_of_softmax,
 )
@@ -120,8 +121,7 @@ def _forward(
         with autocast(device, dtype):
             logits = model(images)
     except RuntimeError as error:
-        # Lack of memory and a killed worker reach this place too, and are not the images' fault.
-        if number or "memory" in str(error) or "worker" in str(error):
+        if number or not is_misfit(error):
             raise
         raise ValueError(explain_failure(model, shape, error)) from error
     check_logits(logits, images)

@@ -135,3 +135,12 @@ def test_a_loader_that_changes_its_order_is_noticed(tiny_net):
     spent = predict(tiny_net, iter([SAMPLES.tensors]))
     with pytest.raises(ValueError, match="the loader ended early on its second pass"):
         spent.wrong(5)
+
+
+def test_lack_of_memory_stays_what_it_is(tiny_net):
+    def fail(module, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    tiny_net.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        predict(tiny_net, DataLoader(SAMPLES, batch_size=8))

@@ -121,6 +121,11 @@ def check_batch(batch: Any, place: str) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+def is_misfit(error: RuntimeError) -> bool:
+    """Whether a model's error may be its images' fault; lack of memory and a killed worker are not."""
+    return "memory" not in str(error) and "worker" not in str(error)
+
+
 def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
     """Say why a model may have failed on its first batch, whose images have this shape."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import explain_failure
+from .checks import explain_failure, is_misfit
 from .names import unknown_name
 
 LEAST_SIDE = 5
@@ -133,6 +133,8 @@ class GradCAM:
             try:
                 logits = self.model(images)
             except RuntimeError as error:
+                if not is_misfit(error):
+                    raise
                 raise ValueError(explain_failure(self.model, tuple(images.shape), error)) from error
             self._check_run(layers, outputs, logits, images)
             chosen = _chosen_classes(classes, logits)
@@ -190,6 +192,8 @@ class GradCAM:
             try:
                 self.model(images[:1])
             except RuntimeError as error:
+                if not is_misfit(error):
+                    raise
                 raise ValueError(explain_failure(self.model, tuple(images.shape), error)) from error
         if not found:
             raise ValueError(

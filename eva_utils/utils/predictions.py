@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .checks import check_batch, check_labels, check_logits, check_whole, explain_failure
+from .checks import check_batch, check_labels, check_logits, check_whole, explain_failure, is_misfit
 from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
 
@@ -185,6 +185,8 @@ def predict(
                 with autocast(place, dtype):
                     logits = model(move_images(images, place, dtype))
             except RuntimeError as error:
+                if number or not is_misfit(error):
+                    raise
                 raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
             check_logits(logits, images)
             outputs.append(logits.float())
