@@ -4,6 +4,7 @@ import os
 import platform
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -91,9 +92,10 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """Return the versions and the machine a run should name: python, torch, device and threads."""
+    """Return the day, the versions and the machine a run should name: python, torch, device and threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "device": device.type,
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),
