@@ -1,5 +1,6 @@
-"""The command line: arguments, data, model, fit, figures.
+"""The command line: arguments, data, model, fit, report.
 
+python main.py --assignment eva6_s8 --out runs/eva6_s8
 python main.py --data shapes --epochs 8 --lr 0.1 --out runs/shapes
 python main.py --data cifar10 --model resnet18 --norm layer --recipe eva6_s8 --epochs 40 --out runs/s8
 python main.py --evaluate runs/s8 --data cifar10
@@ -9,11 +10,13 @@ python main.py --preflight --data cifar10 --model resnet18
 import argparse
 import difflib
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import eva_utils as eva
 from eva_utils.models.norms import NORMS
+from eva_utils.utils.brief import BRIEFS, find_brief
 from eva_utils.utils.checkpoint import check_folder, write_atomic
 from eva_utils.utils.checks import check_whole
 from eva_utils.utils.data import Data
@@ -28,6 +31,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
+        if namespace.assignment is not None and not unknown:
+            try:
+                self.set_defaults(**find_brief(namespace.assignment).options)
+            except ValueError as error:
+                self.error(str(error))
+            namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the options"
@@ -44,6 +53,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
         description="Train an image classifier, or score a finished run again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--assignment",
+        help=f"set every option as this assignment asks and audit the run: {', '.join(BRIEFS)}; others given win",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="shapes", help="shapes, cifar10, or a folder with train/CLASS/ and test/CLASS/")
@@ -66,12 +79,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--weight-decay", type=float, default=0.0, help="of weights, not of norms and biases")
     training.add_argument("--factor", type=float, default=0.1, help="by which the plateau schedule cuts the rate")
     training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss before a cut")
+    training.add_argument("--warmup", type=int, default=0, help="first epochs in which the rate rises to --lr")
     training.add_argument("--seed", type=int, default=1, help="of the weights, the order and the augmentation")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda or mps; the best there is if left out")
     machine.add_argument("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, default=Path("runs/latest"), help="folder for checkpoints, record and curves")
+    run.add_argument("--out", type=Path, default=Path("runs/latest"), help="folder for checkpoints and report")
     run.add_argument("--resume", action="store_true", help="continue the run in --out if there is one")
     run.add_argument("--preflight", action="store_true", help="check data and model for a minute instead of training")
     run.add_argument("--evaluate", type=Path, metavar="RUN", help="score this run's weights on --data and stop")
@@ -100,6 +114,7 @@ def make_parts(args: argparse.Namespace, classes: int):
 
 def train(args: argparse.Namespace) -> int:
     check_whole("epochs", args.epochs, 1)
+    check_whole("warmup", args.warmup, 0)
     pick_precision(args.precision, pick_device(args.device))
     check_out(args.out, args.resume)
     make_parts(args, classes=10)  # refuses a wrong name or number before the data is read
@@ -119,13 +134,24 @@ def train(args: argparse.Namespace) -> int:
         precision=args.precision,
         checkpoint=args.out,
         resume="auto" if args.resume else False,
+        warmup=args.warmup,
     )
-    if not history.rows:
-        print(f"Stopped before the first epoch had finished; {args.out}/ holds no weights")
+    if len(history) < args.epochs:
+        print(f"Stopped after {len(history)} of {args.epochs} epochs; go on with --resume")
         return 0
-    eva.plot_history(history).savefig(args.out / "curves.png", dpi=120)
     best = history.best
-    print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights, record and curves")
+    print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights and record")
+    notebook = Path(__file__).parent / "assignment" / str(args.assignment) / f"{args.assignment}.ipynb"
+    print(
+        eva.write_report(
+            args.out,
+            model,
+            data,
+            args.assignment,
+            notebook=notebook if notebook.exists() else None,
+            device=args.device,
+        )
+    )
     return 0
 
 
@@ -151,7 +177,8 @@ def write_command(args: argparse.Namespace, data: Data) -> None:
     """Note beside a new run what --evaluate needs to build it again; a run that has begun keeps its note."""
     if not (args.out / "history.json").exists():
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        note = {"options": options, "classes": data.classes, "mean": data.mean, "std": data.std}
+        line = shlex.join(["python", "main.py", *sys.argv[1:]])
+        note = {"command": line, "options": options, "classes": data.classes, "mean": data.mean, "std": data.std}
         write_atomic(args.out / "command.json", (json.dumps(note, indent=1) + "\n").encode())
 
 

@@ -31,6 +31,9 @@ _HOME = {
     "plot_images": "utils.plotting",
     "plot_schedule": "utils.plotting",
     "preflight": "utils.preflight",
+    "Brief": "utils.brief",
+    "audit": "utils.brief",
+    "write_report": "utils.report",
     "summary": "utils.summary",
 }
 __all__ = ["__version__", *_HOME]

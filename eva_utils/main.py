@@ -19,6 +19,7 @@ from .utils.checks import (
     check_logits,
     check_seed,
     check_steps_left,
+    check_warmup,
     explain_failure,
     is_misfit,
     trainable_parameters,
@@ -27,6 +28,7 @@ from .utils.checks import (
 from .utils.history import History, describe_run
 from .utils.lock import locked
 from .utils.meter import FirstBad, Meter, Score
+from .utils.optim import Warmup
 from .utils.progress import ProgressBar
 from .utils.runtime import (
     autocast,
@@ -53,7 +55,7 @@ def train(
     loader: Any,
     optimizer: torch.optim.Optimizer,
     *,
-    scheduler: LRScheduler | None = None,
+    scheduler: LRScheduler | Warmup | None = None,
     criterion: Criterion | None = None,
     device: str | torch.device | None = None,
     precision: str = "auto",
@@ -172,6 +174,7 @@ def fit(
     seed: int | None = None,
     checkpoint: str | Path | None = None,
     resume: bool | str = False,
+    warmup: int = 0,
     progress: bool = True,
     log: Log | None = print,
 ) -> History:
@@ -197,6 +200,7 @@ def fit(
         checkpoint: folder in which every finished epoch is put before the next begins.
         resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
             back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
+        warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
         progress: whether to show a bar each epoch.
         log: takes one line; None is silent.
 
@@ -207,6 +211,7 @@ def fit(
         An error that ends a run carries the record of its finished epochs as `error.history`.
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
+    check_warmup(warmup, scheduler)
     if seed is not None:
         check_seed(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
@@ -231,7 +236,7 @@ def fit(
         scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
         how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
-        settings |= {"epochs": epochs, "seed": seed, "precision": how["precision"], **hardware(place)}
+        settings |= {"epochs": epochs, "warmup": warmup, "seed": seed, "precision": how["precision"], **hardware(place)}
         history = History(settings=settings)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
         generators = own_generators(train_loader)
@@ -257,10 +262,17 @@ def fit(
             while epoch < epochs:
                 epoch += 1
                 say(f"EPOCH: {epoch}")
+                stepped: LRScheduler | Warmup | None = None
+                if isinstance(scheduler, PER_BATCH_SCHEDULERS):
+                    stepped = scheduler
+                elif epoch <= warmup:
+                    batches = len(train_loader)
+                    stepped = Warmup(optimizer, history.full_rates, warmup * batches, (epoch - 1) * batches)
                 row = _run_epoch(
-                    epoch, model, train_loader, test_loader, optimizer, scheduler, scaler, progress, log, **how
+                    epoch, model, train_loader, test_loader, optimizer, stepped, scaler, progress, log, **how
                 )
-                _step(scheduler, row)
+                if stepped is None:
+                    _step(scheduler, row)
                 finished = copy_states(parts)
                 history.rows.append(row)
                 if folder:
@@ -312,7 +324,7 @@ def _run_epoch(
     train_loader: Any,
     test_loader: Any,
     optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
+    scheduler: LRScheduler | Warmup | None,
     scaler: torch.amp.GradScaler,
     progress: bool,
     log: Log | None,
@@ -322,9 +334,8 @@ def _run_epoch(
     if hasattr(train_loader, "set_epoch"):
         train_loader.set_epoch(epoch)
     start = time.perf_counter()
-    per_batch = scheduler if isinstance(scheduler, PER_BATCH_SCHEDULERS) else None
     trained = train(
-        model, train_loader, optimizer, scheduler=per_batch, scaler=scaler, progress=progress, log=log, **how
+        model, train_loader, optimizer, scheduler=scheduler, scaler=scaler, progress=progress, log=log, **how
     )
     tested = test(model, test_loader, **how)
     if not math.isfinite(tested.loss):
@@ -346,10 +357,10 @@ def _run_epoch(
 
 
 def _step(scheduler: LRScheduler, row: dict) -> None:
-    """Step a scheduler at the end of an epoch, unless it has stepped after every batch."""
+    """Step a scheduler at the end of an epoch."""
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(row["test_loss"] if scheduler.mode == "min" else row["test_accuracy"])
-    elif not isinstance(scheduler, PER_BATCH_SCHEDULERS):
+    else:
         scheduler.step()
 
 

@@ -105,7 +105,7 @@ class DrawsOnce(nn.Module):
 
 @pytest.mark.parametrize(
     "module, cause",
-    [(Forgets(), "it returns its input instead of its result"), (DrawsOnce(), "it draws once for the whole batch")],
+    [(Forgets(), "its result is not what is returned"), (DrawsOnce(), "it draws once for the whole batch")],
 )
 def test_an_augmentation_that_does_nothing_or_the_same_to_all(data, module, cause):
     transform = Compose(RandomCrop(padding=4), module, Normalize(data.mean, data.std))

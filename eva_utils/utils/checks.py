@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
@@ -96,6 +96,13 @@ def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
             f"OneCycleLR has {scheduler.total_steps - scheduler.last_epoch} of its {scheduler.total_steps} steps left "
             f"and the run takes {steps}; build optimizer and scheduler anew before each run"
         )
+
+
+def check_warmup(warmup: int, scheduler: LRScheduler | None) -> None:
+    """Raise ValueError unless a warmup is a number of epochs and the scheduler leaves room for it."""
+    check_whole("warmup", warmup, 0)
+    if warmup and isinstance(scheduler, OneCycleLR | CyclicLR):
+        raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
 
 
 def check_batch(batch: Any, place: str) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,10 @@ Split = tuple[Tensor | ImageFiles, Tensor]
 
 @dataclass(frozen=True)
 class Data:
-    """The loaders of a dataset; `mean` and `std` are those it was normalized with, `validation` may be None."""
+    """The loaders of a dataset; `mean` and `std` are those it was normalized with, `validation` may be None.
+
+    `source` says in a few words what the images are, for a report.
+    """
 
     train: Loader
     validation: Loader | None
@@ -38,6 +42,7 @@ class Data:
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    source: str = ""
 
 
 def load_data(
@@ -118,6 +123,7 @@ def load_data(
         classes=classes,
         mean=mean,
         std=std,
+        source=_describe_source(source, train[0]),
     )
 
 
@@ -145,6 +151,15 @@ def _read(source: str | Path, root: Path, size: int | None) -> tuple[Split, Spli
         odd = sorted(set(classes) ^ set(_class_names(folder / "test")))
         raise ValueError(f"train/ and test/ of {folder} must hold the same classes; only one has {', '.join(odd)}")
     return _list_images(folder / "train", classes, size), _list_images(folder / "test", classes, size), classes
+
+
+def _describe_source(source: str | Path, images: Tensor | ImageFiles) -> str:
+    """Name the dataset; of a folder its name and what its files are, since JPEG files have lost detail."""
+    if isinstance(images, Tensor):
+        return {"shapes": "shapes, drawn", "cifar10": "CIFAR-10"}[str(source)]
+    suffixes = Counter(path.suffix.lower().lstrip(".").replace("jpeg", "jpg") for path in images.paths)
+    kinds = ", ".join("JPEG-coded" if kind == "jpg" else kind.upper() for kind, _ in suffixes.most_common(3))
+    return f"{Path(source).resolve().name}, {kinds} image files"
 
 
 def _read_cifar10(root: Path) -> tuple[Split, Split, list[str]]:

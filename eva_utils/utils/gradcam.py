@@ -81,21 +81,39 @@ class GradCAM:
             ValueError: the images are no batch, a class does not exist, a layer does not run, has no map
                 or does not reach the logits.
         """
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
-            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"images are float32 (N, C, H, W), got {found}; add the batch axis with images[None]")
-        parameter = next(self.model.parameters(), None)
-        device = images.device if parameter is None else parameter.device
         with ExitStack() as stack:
-            self._quieten(stack, device)
-            dtype = torch.float32 if parameter is None else parameter.dtype
-            images = images.detach().clone().to(device, dtype)
-            layers = self.layers or [self._deepest(images)]
+            images, layers = self._ready(stack, images)
             maps = self._maps(images, classes, layers)
         size = images.shape[-2:]
         # Scaled before as well, so that rounding in the upsampling of a flat map is not stretched into a pattern.
         sized = {name: F.interpolate(_scale(map_)[:, None], size, mode="bilinear")[:, 0] for name, map_ in maps.items()}
         return {name: _scale(map_).cpu() for name, map_ in sized.items()}
+
+    def sizes(self, images: Tensor) -> dict[str, tuple[int, int]]:
+        """Return height and width of each layer's map before it is enlarged, from one image of the batch.
+
+        Args:
+            images: float32 (N, 3, H, W), as for a call.
+
+        Raises:
+            ValueError: those of a call.
+        """
+        with ExitStack() as stack:
+            images, layers = self._ready(stack, images)
+            maps = self._maps(images[:1], None, layers)
+        return {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in maps.items()}
+
+    def _ready(self, stack: ExitStack, images: Tensor) -> tuple[Tensor, list[str]]:
+        """Return a copy of the images where the model is and the layers to look at; quiet until the stack closes."""
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
+            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images are float32 (N, C, H, W), got {found}; add the batch axis with images[None]")
+        parameter = next(self.model.parameters(), None)
+        device = images.device if parameter is None else parameter.device
+        self._quieten(stack, device)
+        dtype = torch.float32 if parameter is None else parameter.dtype
+        images = images.detach().clone().to(device, dtype)
+        return images, self.layers or [self._deepest(images)]
 
     def _quieten(self, stack: ExitStack, device: torch.device) -> None:
         """Evaluation mode, float32, gradients possible and random generators kept, until the stack closes."""

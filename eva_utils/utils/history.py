@@ -42,6 +42,12 @@ class History:
             raise ValueError("no epoch has finished, so there is no best one")
         return max(self.rows, key=lambda row: row["test_accuracy"])
 
+    @property
+    def full_rates(self) -> list[float]:
+        """The learning rate of each group of the optimizer as the run began."""
+        optimizer = self.settings["optimizer"]
+        return [group["lr"] for name, group in optimizer.items() if name != "class"]
+
     def to_json(self) -> str:
         """Return the record as JSON text, a line for each row."""
         rows = ",\n".join("  " + json.dumps(row) for row in self.rows)

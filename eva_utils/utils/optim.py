@@ -21,6 +21,30 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+class Warmup:
+    """Raises the learning rates linearly over so many steps, the first being 1 / steps of the full rate.
+
+    It fits `train(scheduler=)`, which steps it after every batch (Goyal et al., 2017, section 2.2,
+    https://arxiv.org/abs/1706.02677).
+
+    Args:
+        optimizer: its rates are set at once.
+        rates: the full rate of each of its groups.
+        steps: of the whole warmup.
+        done: steps that were made before.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer, rates: list[float], steps: int, done: int = 0) -> None:
+        self.optimizer, self.rates, self.steps, self.done = optimizer, rates, steps, done - 1
+        self.step()
+
+    def step(self) -> None:
+        self.done += 1
+        share = min(1.0, (self.done + 1) / self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
+
+
 def make_optimizer(
     name: str, model: nn.Module, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> optim.Optimizer:

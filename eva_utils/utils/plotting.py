@@ -5,8 +5,10 @@ background and its text colour from the style in force, light or dark; in a note
 the value of its cell.
 """
 
+import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,22 @@ def _new_figure(rows: int, columns: int, height: float, width: float = WIDTH) ->
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
     plt.close(figure)
     return figure, [list(row) for row in axes]
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Draw on white in matplotlib's own style, whatever style is in force."""
+    import matplotlib.style
+
+    with matplotlib.style.context("default"):
+        yield
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """Return a figure as the content of a PNG file at 100 dots an inch; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
+    return content.getvalue()
 
 
 def _tidy(axis: "Axes") -> None:
@@ -186,20 +204,36 @@ def plot_gradcam(
     _check_figure_arguments(records, data)
     cam = GradCAM(model, layers, **options)
     if not records:
+        return draw_gradcam(records, data, {})
+    images = torch.stack([record.image for record in records])
+    maps = cam(images, [record.predicted for record in records])
+    true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
+    return draw_gradcam(records, data, maps, true_maps)
+
+
+def draw_gradcam(
+    records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], true_maps: Mapping[str, Tensor] | None = None
+) -> "Figure":
+    """Draw Grad-CAM maps that are at hand, as `plot_gradcam` does.
+
+    Args:
+        records: the images the maps are of.
+        data: has classes, mean and std.
+        maps: for the predicted classes, {layer: (N, H, W)}.
+        true_maps: for the true classes; only of one layer are they drawn.
+    """
+    if not records:
         figure, axes = _new_figure(1, 1, 1.2)
         figure.suptitle(_heading(records), fontsize=12)
         _hide(axes[0])
         return figure
-    images = torch.stack([record.image for record in records])
-    maps = cam(images, [record.predicted for record in records])
     if len(maps) > 1:
         return _layer_rows(records, data, maps)
-    true_maps = cam(images, [record.target for record in records])
-    (layer, predicted_maps), (true_map,) = next(iter(maps.items())), true_maps.values()
-    return _pair_gallery(records, data, layer, predicted_maps, true_map)
+    ((layer, predicted),) = maps.items()
+    return _pair_gallery(records, data, layer, predicted, (true_maps or maps)[layer])
 
 
-def _layer_rows(records: Sequence[Any], data: Any, maps: dict[str, Tensor]) -> "Figure":
+def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -> "Figure":
     columns = 1 + 2 * len(maps)
     cell = WIDTH / columns
     figure, axes = _new_figure(len(records), columns, 0.6 + (cell + 0.34) * len(records))

@@ -87,7 +87,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
             checks.append(_starts_near_chance(outputs, labels))
             checks += _learns_by_heart(trial, images, labels)
         checks.append(_shares_no_image(data.train, data.test))
-        checks += _augmentations_work(data.train)
+        checks += augmentation_checks(data.train)
         return Preflight(checks)
     finally:
         set_rng_state(state)
@@ -174,8 +174,24 @@ def _digests(images: Tensor | ImageFiles):
         yield from (hashlib.md5(path.read_bytes(), usedforsecurity=False).digest() for path in images.paths)
 
 
-def _augmentations_work(train: Loader) -> list[Check]:
-    """Show each augmentation the same images twice over: they must change, and copies of one must differ."""
+class _Discarded(nn.Module):
+    """Runs a transform, so that it draws, and returns its input."""
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        self.transform(images.clone(), generator)
+        return images
+
+
+def augmentation_checks(train: Loader) -> list[Check]:
+    """Check each augmentation of a loader on 64 of its images: what the model is shown must change with it.
+
+    The whole transform runs twice from one seed, the second time with this step's result thrown away; the
+    outcomes must differ. Copies of one image must not all be changed alike.
+    """
     if isinstance(train.images, Tensor):
         images = train.images[:DRAWS].cpu()
     else:
@@ -185,16 +201,21 @@ def _augmentations_work(train: Loader) -> list[Check]:
     if not augmentations:
         return [Check("augmentation changes pixels", True, "none is asked for")]
     checks = []
-    for part in augmentations:
-        changed = (part(images.clone()) != images).flatten(1).any(1).float().mean().item()
-        copies = part(images[:1].expand(DRAWS, -1, -1, -1).clone())
+    for place, part in enumerate(train.transform):
+        if isinstance(part, Normalize):
+            continue
+        without = copy.deepcopy(train.transform).cpu()
+        without[place] = _Discarded(part)
+        seen, unchanged = (way(images.clone(), torch.Generator().manual_seed(0)) for way in (train.transform, without))
+        changed = (seen != unchanged).flatten(1).any(1).float().mean().item()
+        copies = part(images[:1].expand(DRAWS, -1, -1, -1).clone(), torch.Generator().manual_seed(0))
         kinds = len({copy.numpy().tobytes() for copy in copies})
         checks.append(
             Check(
                 f"{type(part).__name__} changes pixels",
                 changed > 0 and kinds > 1,
                 f"{100 * changed:.0f}% of {DRAWS} images changed, {kinds} kinds of {DRAWS} copies of one",
-                "it draws once for the whole batch" if changed else "it returns its input instead of its result",
+                "it draws once for the whole batch" if changed else "its result is not what is returned",
             )
         )
     return checks

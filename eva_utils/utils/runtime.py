@@ -6,7 +6,8 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,17 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "machine": name,
         "threads": torch.get_num_threads(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of those whose results a report shows."""
+    from .. import __version__
+
+    found = {"eva_utils": __version__, "Python": sys.version.split()[0]}
+    for package in ("torch", "torchvision", "numpy", "matplotlib"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,201 @@
+"""An assignment's rules as data, and the audit of a run against them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import rules
+from .history import History
+from .names import unknown_name
+from .rules import Finding, equal
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What an assignment asks for. A rule that is None is not asked for.
+
+    Attributes:
+        title, objective: of the report.
+        options: what the command line's `--assignment` sets, by the names of its options.
+        classes: of the data, in order.
+        images: numbers of training and of test images.
+        epochs, batch_size: exact numbers.
+        optimizer, criterion: class names, as "SGD".
+        scheduler: "ReduceLROnPlateau": it must have made every change of the rate after the warmup.
+        norm: "LayerNorm": no other normalization may be in the model or run in it.
+        depth: convolutions larger than 1x1 and linear layers, 18 for a ResNet-18.
+        transforms: of the training images, each as it prints, in order; Normalize goes without saying.
+        misclassified: how many mistakes are to be shown, and explained by Grad-CAM of the same images.
+        correct: how many correctly classified images are to be shown.
+        layers: those Grad-CAM is asked of; None is its own choice.
+        least_map: smallest side in pixels of a Grad-CAM map before it is enlarged.
+        plain_notebook: whether the notebook may define neither function nor class.
+    """
+
+    title: str
+    objective: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    images: tuple[int, int] | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    criterion: str | None = None
+    scheduler: str | None = None
+    norm: str | None = None
+    depth: int | None = None
+    transforms: tuple[str, ...] | None = None
+    misclassified: int | None = None
+    correct: int | None = None
+    layers: tuple[str, ...] | None = None
+    least_map: int | None = None
+    plain_notebook: bool = False
+
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+BRIEFS = {
+    "eva6_s8": Brief(
+        title="EVA6 S8: CIFAR-10 with LayerNorm and Grad-CAM",
+        objective="Train a LayerNorm-only ResNet-18 on CIFAR-10 for 40 epochs with random crop, rotation and CutOut, "
+        "the learning rate driven by ReduceLROnPlateau, and explain 20 correct and 20 wrong predictions with Grad-CAM "
+        "at four depths.",
+        options={
+            "data": "cifar10", "recipe": "eva6_s8", "model": "resnet18", "norm": "layer", "last_stride": 1,
+            "epochs": 40, "batch_size": 128, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9,
+        },
+        classes=CIFAR10,
+        images=(50_000, 10_000),
+        epochs=40,
+        batch_size=128,
+        optimizer="SGD",
+        criterion="CrossEntropyLoss",
+        scheduler="ReduceLROnPlateau",
+        norm="LayerNorm",
+        transforms=("RandomCrop(padding=4)", "RandomRotate(5)", "Cutout(16, fill=0)"),
+        misclassified=20,
+        correct=20,
+        layers=("layer1", "layer2", "layer3", "layer4"),
+    ),
+    "eva8_s7": Brief(
+        title="EVA8 S7: ResNet-18 on CIFAR-10 with Grad-CAM",
+        objective="Train a ResNet-18 on CIFAR-10 for 20 epochs with random crop and CutOut from a shared repository, "
+        "in a notebook that defines no function and no class, and explain its mistakes with Grad-CAM on maps of at "
+        "least 5x5 pixels.",
+        options={
+            "data": "cifar10", "recipe": "eva8_s7", "model": "resnet18", "norm": "batch", "epochs": 20,
+            "batch_size": 128, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9,
+        },
+        classes=CIFAR10,
+        images=(50_000, 10_000),
+        epochs=20,
+        depth=18,
+        transforms=("RandomCrop(padding=4)", "Cutout(16, fill=0)"),
+        misclassified=10,
+        least_map=5,
+        plain_notebook=True,
+    ),
+}  # fmt: skip
+
+
+def find_brief(brief: str | Brief) -> Brief:
+    """Return the brief of this name, or a brief as it is.
+
+    Raises:
+        ValueError: the name is unknown; the nearest known one is named.
+    """
+    if isinstance(brief, Brief):
+        return brief
+    if brief not in BRIEFS:
+        raise unknown_name("brief", brief, BRIEFS)
+    return BRIEFS[brief]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings, in order; prints as a table."""
+
+    findings: list[Finding]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule was checked and none is broken."""
+        return all(finding.verdict == rules.PASS for finding in self.findings)
+
+    def __str__(self) -> str:
+        width = max((len(finding.rule) for finding in self.findings), default=0)
+        return "\n".join(
+            f"{finding.verdict:<11}  {finding.rule:<{width}}  {finding.found} (required: {finding.required})"
+            for finding in self.findings
+        )
+
+    __repr__ = __str__
+
+
+def audit(
+    brief: str | Brief,
+    history: History,
+    model: nn.Module,
+    data: Any,
+    *,
+    shown: Mapping[str, Sequence[Any]] | None = None,
+    explained: Mapping[str, Sequence[Any]] | None = None,
+    maps: Mapping[str, tuple[int, int]] | None = None,
+    notebook: str | Path | None = None,
+) -> Audit:
+    """Check a run against an assignment's rules, with evidence read from its record, its model and its data.
+
+    The model runs once on two test images; the training transforms run on 64 images. Model, data and random
+    generators are left as they were. What no evidence was given for is "not checked".
+
+    Args:
+        brief: one of `BRIEFS` by name, or a `Brief`.
+        history: what `fit` returned.
+        model: the model that was trained.
+        data: what `load_data` returned and the run was trained on.
+        shown: the records that are shown, by kind: {"misclassified": predictions.wrong(20),
+            "correctly classified": predictions.correct(20)}.
+        explained: the records that Grad-CAM explains, likewise.
+        maps: height and width of each layer's Grad-CAM map, as `GradCAM.sizes` gives them.
+        notebook: file of the notebook; None is the notebook this runs in, if it runs in one.
+
+    Raises:
+        ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
+    """
+    brief = find_brief(brief)
+    settings, rows = history.settings, history.rows
+    if not rows:
+        raise ValueError("no epoch has finished, so there is nothing to audit")
+    trained, tested = settings["train_loader"], settings["test_loader"]
+    counts = (trained["images"], tested["images"]) if "images" in trained and "images" in tested else None
+    findings = [
+        *equal("classes", brief.classes, tuple(data.classes)),
+        *equal("training and test images", brief.images, counts),
+        *equal("epochs", brief.epochs, len(rows)),
+        *equal("batch size", brief.batch_size, trained.get("batch_size")),
+        *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
+        *equal("loss", brief.criterion, settings["criterion"]["class"], rules.smoothing(settings["criterion"])),
+    ]
+    if brief.scheduler is not None:
+        findings.append(rules.learning_rate(brief.scheduler, settings, rows))
+    if brief.depth is not None:
+        findings.append(rules.depth(brief.depth, model))
+    if brief.norm is not None:
+        findings.append(rules.normalization(model, next(iter(data.test))[0][:2]))
+    if brief.transforms is not None:
+        findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
+    if brief.correct is not None:
+        findings.append(rules.gallery("correctly classified", brief.correct, shown, explained))
+    if brief.misclassified is not None:
+        findings.append(rules.gallery("misclassified", brief.misclassified, shown, explained))
+    if brief.layers is not None:
+        found = None if maps is None else ", ".join(maps)
+        findings += equal("Grad-CAM layers", ", ".join(brief.layers), found)
+    if brief.least_map is not None:
+        findings.append(rules.map_sizes(brief.least_map, maps))
+    if brief.plain_notebook:
+        findings.append(rules.plain_notebook(notebook))
+    return Audit(findings)

@@ -1,0 +1,276 @@
+"""The README of a run, text and figures, from its record alone."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+from . import plotting
+from .checkpoint import write_atomic
+from .history import History
+from .predictions import Predictions, Record, Records
+from .rules import FAIL, PASS, smoothing
+
+HITS, MISTAKES = "correctly classified", "misclassified"
+_SEAL = re.compile(rb"<!-- written by eva_utils, sha256 ([0-9a-f]{64}) -->\n\Z")
+
+
+def check_own(readme: Path) -> None:
+    """Refuse to write over a README.md or figures/ that `write_page` did not write, or that was edited since.
+
+    Raises:
+        ValueError: there is such a file.
+    """
+    figures = readme.parent / "figures"
+    if readme.exists():
+        content = readme.read_bytes()
+        seal = _SEAL.search(content)
+        if not seal or hashlib.sha256(content[: seal.start()]).hexdigest().encode() != seal[1]:
+            raise ValueError(f"{readme} was edited or written by hand; rename it, and the report is written beside it")
+    elif figures.exists() and any(figures.iterdir()):
+        raise ValueError(f"{figures} holds files and there is no README.md of a report; rename the folder")
+
+
+def write_page(folder: Path, record: dict) -> Path:
+    """Draw the figures of a record into figures/, write README.md beside them and return its path."""
+    (folder / "figures").mkdir(exist_ok=True)
+    with plotting.default_style():
+        for name, figure in _figures(record).items():
+            write_atomic(folder / "figures" / f"{name}.png", plotting.png_bytes(figure))
+    body = _text(record).encode()
+    seal = f"<!-- written by eva_utils, sha256 {hashlib.sha256(body).hexdigest()} -->\n"
+    write_atomic(folder / "README.md", body + seal.encode())
+    return folder / "README.md"
+
+
+def _figures(record: dict) -> dict[str, Any]:
+    data = SimpleNamespace(**record["data"])
+    said = record["predictions"]
+    predictions = Predictions(None, said["probabilities"], said["predicted"], said["target"])
+    figures = {
+        "curves": plotting.plot_history(History(record["rows"])),
+        "confusion": plotting.plot_confusion(predictions, data),
+    }
+    for name, kind in (("correct", HITS), ("misclassified", MISTAKES)):
+        gallery = record["galleries"][kind]
+        if gallery["records"]:
+            records = Records([Record(**fields) for fields in gallery["records"]], kind, gallery["asked"])
+            figures[name] = plotting.plot_images(records, data)
+            figures[f"{name}_gradcam"] = plotting.draw_gradcam(records, data, gallery["maps"], gallery["true_maps"])
+    return figures
+
+
+def _text(record: dict) -> str:
+    sections = {
+        "Objective": escape(record["objective"]),
+        "Parameters and hyperparameters": _parameters(record),
+        "Model summary": _fence(record["summary"]),
+        "Results": _results(record),
+        "Training log": _fence("\n".join(_log(record)))
+        + "\n\nThe time of an epoch is that of its training and its test.",
+        "Curves": "![Loss and accuracy by epoch](figures/curves.png)",
+        "Correctly classified images": _gallery(record, HITS, "correct"),
+        "Grad-CAM of the correctly classified images": _gradcam(record, HITS, "correct"),
+        "Misclassified images": _gallery(record, MISTAKES, "misclassified"),
+        "Grad-CAM of the misclassified images": _gradcam(record, MISTAKES, "misclassified"),
+        "Confusion matrix": _confusion(record),
+        "Audit": _audit(record["audit"]),
+        "How this was made": _made(record),
+    }
+    kept = {title: text for title, text in sections.items() if text}
+    contents = "\n".join(f"- [{title}](#{title.lower().replace(' ', '-')})" for title in kept)
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in kept.items())
+    return f"# {escape(record['title'])}\n\n## Contents\n\n{contents}\n\n{body}\n\n"
+
+
+def escape(text: object) -> str:
+    """Return text that Markdown and HTML show as it is: what they could read as markup becomes an entity."""
+    plain = re.sub(r"\s+", " ", str(text)).strip()
+    return re.sub(
+        r"[^\w\s,.:;()%/=+±→'-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//)", lambda match: f"&#{ord(match[0])};", plain
+    )
+
+
+def _fence(text: str) -> str:
+    """Return text as a code block that no run of backticks in it can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.strip(chr(10))}\n{fence}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *[[escape(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _options(part: dict, names: Iterable[str]) -> str:
+    kept = [f"{name}={part[name]}" for name in names if name in part and part[name] not in (None, [], {})]
+    return "(" + ", ".join(kept) + ")"
+
+
+def _parameters(record: dict) -> str:
+    settings, data = record["settings"], record["data"]
+    trained, optimizer, schedule = settings["train_loader"], settings["optimizer"], settings["scheduler"]
+    steps = [step for step in trained.get("transform", "").split(" -> ") if not step.startswith("Normalize(")]
+    groups = [group for name, group in optimizer.items() if name != "class"]
+    rates = ("lr", "momentum", "betas", "weight_decay", "nesterov")
+    ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
+    seeds = {"loader": trained.get("seed"), "run": settings["seed"]}
+    warmup = settings.get("warmup", 0)
+    counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
+    rows: list[tuple[str, object]] = [
+        ("data", f"{data['source'] or 'images'}: {counts}"),
+        ("classes", ", ".join(data["classes"])),
+        (
+            "training transforms",
+            ", ".join(filter(None, steps)) or ("none" if "transform" in trained else "not recorded"),
+        ),
+        ("normalization of pixels", f"mean {_rounded(data['mean'])}, standard deviation {_rounded(data['std'])}"),
+        ("batch size", trained.get("batch_size")),
+        ("epochs", len(record["rows"])),
+        ("optimizer", optimizer["class"] + "; ".join(dict.fromkeys(_options(group, rates) for group in groups))),
+        ("learning rate schedule", schedule["class"] + _options(ran, ran)),
+        ("warmup", f"{warmup} epoch{'s' * (warmup > 1)}" if warmup else "none"),
+        ("loss", settings["criterion"]["class"] + smoothing(settings["criterion"])),
+        ("model", f"{settings['model']}, {settings['parameters']:,} parameters"),
+        ("precision", settings["precision"]),
+        ("seed", ", ".join(f"{seed} of the {part}" for part, seed in seeds.items() if seed is not None)),
+    ]
+    return _table(("parameter", "value"), rows)
+
+
+def _rounded(values: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
+
+
+def plus_minus(accuracy: float, samples: int) -> float:
+    """Return half the width of the 95% interval of an accuracy in percent: 1.96 sqrt(p (1 - p) / n), in points."""
+    share = accuracy / 100
+    return 196 * math.sqrt(share * (1 - share) / samples)
+
+
+def _results(record: dict) -> str:
+    results, samples = record["results"], record["results"]["samples"]
+    rows = [
+        (
+            f"{which} epoch, {results[which]['epoch']}",
+            f"{results[which]['accuracy']:.2f}% ± {plus_minus(results[which]['accuracy'], samples):.2f}",
+        )
+        for which in ("best", "last")
+    ]
+    if results["split"] == "test":
+        chosen = (
+            "The best epoch was chosen on the test images themselves, as the assignments measure it, so its accuracy "
+            "is a little optimistic."
+        )
+    else:
+        chosen = (
+            f"The best epoch was chosen on {results['chosen_on']:,} held-out training images, of which it gets "
+            f"{results['chosen_accuracy']:.2f}% right; the test images had no part in it."
+        )
+    table = _table(("epoch", f"accuracy on {samples:,} test images"), rows)
+    source = record["data"]["source"]
+    broken = [finding["rule"] for finding in record["audit"] if finding["verdict"] == FAIL]
+    notes = [
+        f"The images are: {escape(source)}." if source else "",
+        f"± is half the 95% interval of a share measured on {samples:,} images. {chosen} The galleries, the confusion "
+        f"matrix and Grad-CAM are of the best epoch's weights, which were scored again for them: "
+        f"{results['recomputed']:.2f}%.",
+        f"**Rules of the assignment that this run breaks: {escape(', '.join(broken))}** (see [Audit](#audit))."
+        if broken
+        else "",
+    ]
+    return "\n\n".join([table, *filter(None, notes)])
+
+
+def _log(record: dict) -> list[str]:
+    batches, tested = record["settings"]["batches"], record["results"]["chosen_on"]
+    lines = []
+    for row in record["rows"]:
+        minutes, seconds = divmod(round(row["seconds"]), 60)
+        bar = f"100%|{'█' * 10}| {batches}/{batches} [{minutes:02d}:{seconds:02d}]"
+        accuracy = row["test_accuracy"]
+        lines += [
+            f"EPOCH: {row['epoch']}",
+            f"Loss={row['train_loss']:.4f} Batch_id={batches - 1} LR={row['lr']:.5f} "
+            f"Accuracy={row['train_accuracy']:.2f}: {bar}",
+            f"Test set: Average loss: {row['test_loss']:.4f}, "
+            f"Accuracy: {round(accuracy * tested / 100)}/{tested} ({accuracy:.2f}%)",
+        ]
+    return lines
+
+
+def _gallery(record: dict, kind: str, name: str) -> str:
+    records = record["galleries"][kind]["records"]
+    if not records:
+        return f"There are none: no test image was {kind}."
+    which = "most confident first" if kind == MISTAKES else "surest first"
+    indices = ", ".join(str(fields["index"]) for fields in records)
+    return f"{len(records)} test images, {which}; indices {indices}.\n\n![{kind} images](figures/{name}.png)"
+
+
+def _gradcam(record: dict, kind: str, name: str) -> str:
+    if not record["galleries"][kind]["records"]:
+        return ""
+    sizes = ", ".join(f"{layer} {height}x{width}" for layer, (height, width) in record["maps"].items())
+    shown = (
+        "Each row is one image: as it is, then overlay and map for the predicted class at each layer."
+        if len(record["maps"]) > 1
+        else "Each image is followed by the overlay for the predicted class and, of a mistake, for the true one."
+    )
+    return (
+        f"The same images in the same order. {shown} Dark blue is 0, yellow 1. Maps before they are enlarged: "
+        f"{escape(sizes)}.\n\n![Grad-CAM of the {kind} images](figures/{name}_gradcam.png)"
+    )
+
+
+def _confusion(record: dict) -> str:
+    said, classes = record["predictions"], record["data"]["classes"]
+    predictions = Predictions(None, said["probabilities"], said["predicted"], said["target"])
+    counts = predictions.confusion()
+    rows = []
+    for place, (name, accuracy) in enumerate(zip(classes, predictions.class_accuracy().tolist(), strict=True)):
+        others = counts[place].clone()
+        others[place] = 0
+        most = int(others.argmax())
+        taken = f"{classes[most]} ({int(others[most])})" if others.any() else "nothing else"
+        rows.append((name, int(counts[place].sum()), "-" if math.isnan(accuracy) else f"{accuracy:.2f}%", taken))
+    table = _table(("class", "test images", "accuracy", "most often taken for"), rows)
+    return f"{table}\n\n![Confusion matrix](figures/confusion.png)"
+
+
+def _audit(findings: list[dict]) -> str:
+    if not findings:
+        return ""
+    passed = sum(finding["verdict"] == PASS for finding in findings)
+    rows = [[finding[key] for key in ("rule", "required", "found", "verdict")] for finding in findings]
+    table = _table(("rule", "required", "found in the run and the model", "verdict"), rows)
+    return f"{passed} of {len(findings)} rules pass.\n\n{table.replace('| FAIL |', '| **FAIL** |')}"
+
+
+def _made(record: dict) -> str:
+    settings, seconds = record["settings"], [row["seconds"] for row in record["rows"]]
+    hours, rest = divmod(round(sum(seconds)), 3600)
+    duration = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    prints = ", ".join(f"{part} {settings[f'{part}_loader'].get('fingerprint')}" for part in ("train", "test"))
+    rows = [
+        (
+            "trained on",
+            f"{settings['date']}, {settings['machine']}, {settings['threads']} threads, {settings['device']}",
+        ),
+        ("time", f"{duration} for {len(seconds)} epochs with their tests, median {median(seconds):.1f} s"),
+        ("trained with", f"Python {settings['python']}, torch {settings['torch']}"),
+        ("report made with", packages),
+        ("fingerprint of the data", prints),
+    ]
+    line = record["command"]
+    how = f"By this command:\n\n{_fence(line)}" if line else "In a notebook, by the calls of `eva_utils`."
+    return (
+        f"{how}\n\n{_table(('what', 'value'), rows)}\n\nEvery figure and number here is read from the run's record, "
+        "`report.pt` and `history.json`, written by the run itself."
+    )
