@@ -36,6 +36,9 @@ setup(
             "setuptools>=64",  # the tests install a clone without the network
             "grad-cam>=1.5",  # the reference that Grad-CAM is compared with
             "hypothesis>=6",  # property tests
+            "ipykernel>=6",  # runs the notebooks
+            "markdown-it-py>=3",  # renders a report, to see that names inject nothing
+            "papermill>=2.4",  # executes the notebooks with parameters
         ],
         "bench": [],  # the rivals, each added with the benchmark that measures it
     },

@@ -21,7 +21,7 @@ def run(*arguments, code=0):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of two epochs, stopped after the first and resumed; returns its folder and what was printed."""
+    """A run of one epoch, continued for a second; returns its folder and what was printed."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     options = ["--data", "shapes", "--limit", 64, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
     printed = run(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
@@ -31,13 +31,16 @@ def finished(tmp_path_factory):
 def test_a_run_writes_its_record_weights_and_curves(finished):
     out, (first, second) = finished
     assert "Total params: 1,923,914" in first and "EPOCH: 1" in first and "Resuming after epoch 1 of 2" in second
-    assert {"best.pt", "command.json", "curves.png", "history.json", "last.pt"} < {path.name for path in out.iterdir()}
+    assert {"best.pt", "command.json", "history.json", "last.pt", "report.pt"} < {path.name for path in out.iterdir()}
     history = History.from_json((out / "history.json").read_text())
     assert [row["epoch"] for row in history.rows] == [1, 2]
     assert f"Best: {history.best['test_accuracy']:.2f}% at epoch {history.best['epoch']}" in second
     note = json.loads((out / "command.json").read_text())
     assert note["options"]["norm"] == "group" and note["classes"][0] == "circle"
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    report = (out / "README.md").read_text(encoding="utf-8")
+    assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in report
+    assert f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out} --epochs 1" in report
+    assert f"{out}/README.md is written" in first and f"{out}/README.md is written" in second
 
 
 def test_a_finished_run_is_scored_again_as_recorded(finished):
@@ -61,9 +64,9 @@ def test_other_data_than_the_runs_is_refused(finished, image_folder):
 
 def test_a_folder_that_holds_a_run_is_refused(finished):
     out, _ = finished
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert "already holds a run" in run("--out", out, "--limit", 64, code=2)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_help_lists_titled_groups_with_defaults():
@@ -73,7 +76,18 @@ def test_help_lists_titled_groups_with_defaults():
     assert "(default: 128)" in printed and "images: none, eva6_s8, eva8_s7 (default: none)" in " ".join(printed.split())
 
 
+def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
+    small = ("--data", "shapes", "--limit", 40, "--model", "small_resnet", "--epochs", 1, "--out", tmp_path / "run")
+    printed = run("--assignment", "eva8_s7", *small)
+    options = json.loads((tmp_path / "run" / "command.json").read_text())["options"]
+    assert (options["recipe"], options["norm"], options["batch_size"]) == ("eva8_s7", "batch", 128)
+    assert (options["data"], options["model"], options["epochs"]) == ("shapes", "small_resnet", 1)
+    assert "pass         notebook" in printed and "FAIL         epochs" in printed
+
+
 WRONG = [
+    (["--assignment", "eva6"], "unknown brief 'eva6': choose one of eva6_s8, eva8_s7; did you mean 'eva6_s8'?"),
+    (["--warmup", "-1"], "warmup is a whole number from 0 up, not -1"),
     (["--epcohs", "3"], "unknown option '--epcohs'; did you mean --epochs?"),
     (["--epoch=3"], "unknown option '--epoch=3'; did you mean --epochs?"),
     (["--epochs", "three"], "argument --epochs: invalid int value: 'three'"),

@@ -256,6 +256,7 @@ def _made(record: dict) -> str:
     settings, seconds = record["settings"], [row["seconds"] for row in record["rows"]]
     hours, rest = divmod(round(sum(seconds)), 3600)
     duration = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+    epochs = f"{len(seconds)} epoch{'s' * (len(seconds) > 1)}"
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     prints = ", ".join(f"{part} {settings[f'{part}_loader'].get('fingerprint')}" for part in ("train", "test"))
     rows = [
@@ -263,7 +264,7 @@ def _made(record: dict) -> str:
             "trained on",
             f"{settings['date']}, {settings['machine']}, {settings['threads']} threads, {settings['device']}",
         ),
-        ("time", f"{duration} for {len(seconds)} epochs with their tests, median {median(seconds):.1f} s"),
+        ("time", f"{duration} for {epochs}, tests included; median epoch {median(seconds):.1f} s"),
         ("trained with", f"Python {settings['python']}, torch {settings['torch']}"),
         ("report made with", packages),
         ("fingerprint of the data", prints),

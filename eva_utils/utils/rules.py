@@ -177,7 +177,7 @@ def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> 
         set_rng_state(state)
     idle = [check for check in checks if not check.passed]
     for check in idle or checks:
-        found += f"; {check.name}: {check.found}"
+        found += f"; {check.name.removesuffix(' changes pixels')}: {check.found}"
     return _finding(rule, asked, found, tuple(steps) == required and not idle)
 
 

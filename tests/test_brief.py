@@ -1,0 +1,340 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from eva_utils.models import resnet18, resnet34
+from eva_utils.models.norms import NORMS
+from eva_utils.utils.brief import BRIEFS, Audit, Brief, audit, find_brief
+from eva_utils.utils.cutout import Cutout
+from eva_utils.utils.data import load_data
+from eva_utils.utils.history import History, describe_run
+from eva_utils.utils.predictions import Record, Records
+from eva_utils.utils.rules import Finding
+from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, RandomRotate
+
+LOSSES = [1.0, 0.9, 0.95, 0.94, 0.93, 0.92, 0.8, 0.81, 0.82, 0.83, 0.84, 0.85]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("shapes", limit=70, recipe="eva6_s8")
+
+
+@pytest.fixture
+def loader(data, monkeypatch):
+    """The training loader, whose transform a test may replace."""
+    monkeypatch.setattr(data.train, "transform", data.train.transform)
+    return data.train
+
+
+def small(norm="layer"):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), NORMS[norm](8), nn.Flatten(), nn.LazyLinear(10))
+
+
+def record(data, model, *, scheduler=None, warmup=0, lr=0.1, losses=LOSSES):
+    """What `fit` would have recorded with these test losses."""
+    model(torch.zeros(2, 3, 32, 32))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    scheduler = scheduler(optimizer) if scheduler else ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    settings = describe_run(model, optimizer, scheduler, nn.CrossEntropyLoss(), data.train, data.test)
+    settings["warmup"] = warmup
+    rows = []
+    for epoch, loss in enumerate(losses, 1):
+        rate = lr * epoch / warmup if epoch < warmup else optimizer.param_groups[0]["lr"]
+        rows.append({"epoch": epoch, "lr": rate, "test_loss": loss, "test_accuracy": 50.0 + epoch})
+        if isinstance(scheduler, ReduceLROnPlateau) and epoch > warmup:
+            scheduler.step(loss)
+    return History(rows, settings)
+
+
+def only(found: Audit) -> Finding:
+    (finding,) = found.findings
+    return finding
+
+
+def check(history, model, data, **rules):
+    return only(audit(Brief("title", "objective", **rules), history, model, data))
+
+
+def test_plateau_is_replayed_from_the_record(data):
+    history = record(data, small())
+    finding = check(history, small(), data, scheduler="ReduceLROnPlateau")
+    # Worse than 0.9 in epochs 3, 4 and 5, and than 0.8 in 8, 9 and 10: the epochs after them run at half the rate.
+    assert [row["lr"] for row in history.rows] == [0.1] * 5 + [0.05] * 5 + [0.025] * 2
+    assert finding.verdict == "pass" and finding.found.startswith(
+        "2 changes, from epoch 6, 11 on, 0.1 to 0.025, each as"
+    )
+
+
+def test_a_rate_changed_by_hand_is_found(data):
+    history = record(data, small())
+    history.rows[3]["lr"] = 0.07
+    finding = check(history, small(), data, scheduler="ReduceLROnPlateau")
+    assert finding.verdict == "FAIL" and finding.found == "epoch 4 ran at 0.07; ReduceLROnPlateau says 0.1"
+
+
+def test_a_cut_that_did_not_happen_is_found(data):
+    history = record(data, small())
+    for row in history.rows:
+        row["lr"] = 0.1
+    assert check(history, small(), data, scheduler="ReduceLROnPlateau").found.startswith("epoch 6 ran at 0.1;")
+
+
+def test_a_declared_warmup_is_not_the_schedules(data):
+    history = record(data, small(), warmup=3)
+    finding = check(history, small(), data, scheduler="ReduceLROnPlateau")
+    assert finding.verdict == "pass" and "after a warmup of 3 epochs" in finding.found
+    history.settings["warmup"] = 0
+    assert check(history, small(), data, scheduler="ReduceLROnPlateau").verdict == "FAIL"
+
+
+def test_plateau_on_the_accuracy_is_replayed_too(data):
+    history = record(data, small(), scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, mode="max"), losses=[1.0])
+    assert check(history, small(), data, scheduler="ReduceLROnPlateau").verdict == "pass"
+
+
+def test_one_cycle_is_not_plateau(data):
+    history = record(data, small(), scheduler=lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=9))
+    finding = check(history, small(), data, scheduler="ReduceLROnPlateau")
+    assert (finding.verdict, finding.found) == ("FAIL", "OneCycleLR")
+
+
+class Sneaky(nn.Module):
+    def forward(self, x):
+        return F.batch_norm(x, torch.zeros(8), torch.ones(8))
+
+
+@pytest.mark.parametrize("norm", ["layer", "channel"])
+def test_layer_norm_alone_passes(data, norm):
+    model = small(norm)
+    finding = check(record(data, model), model, data, norm="LayerNorm")
+    named = {"layer": "1 GroupNorm of one group", "channel": "1 ChannelLayerNorm"}
+    assert (finding.verdict, finding.found) == ("pass", named[norm])
+
+
+def test_a_hidden_batch_norm_is_found(data):
+    model = resnet18(norm="layer")
+    model.layer2[0].shortcut[1] = nn.BatchNorm2d(128)
+    finding = check(record(data, model), model, data, norm="LayerNorm")
+    assert finding.verdict == "FAIL"
+    assert finding.found == "19 GroupNorm of one group, 1 BatchNorm2d; not LayerNorm: layer2.0.shortcut.1"
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_other_norms_are_found(data, norm):
+    model = small(norm)
+    assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
+
+
+def test_a_norm_without_a_module_is_found(data):
+    model = nn.Sequential(small()[0], nn.GroupNorm(1, 8), Sneaky(), nn.Flatten(), nn.LazyLinear(10))
+    finding = check(record(data, model), model, data, norm="LayerNorm")
+    assert finding.verdict == "FAIL" and finding.found.endswith("; forward() calls batch_norm")
+
+
+def test_no_norm_at_all_is_not_layer_norm(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
+
+
+def test_a_reparametrized_weight_is_no_normalization_layer(data):
+    model = small()
+    model[0] = nn.utils.parametrizations.weight_norm(model[0])
+    assert check(record(data, model), model, data, norm="LayerNorm").verdict == "pass"
+
+
+class Idle(Cutout):
+    """Computes the squares and returns the images as they were."""
+
+    def __repr__(self):
+        return "Cutout(16, fill=0)"
+
+    def forward(self, images, generator=None):
+        super().forward(images, generator)
+        return images
+
+
+class Drops(Compose):
+    """Runs every step and forgets the result of the last, as the first assignment's own pipeline did."""
+
+    def forward(self, images, generator=None):
+        for step in list(self)[:-1]:
+            images = step(images, generator)
+        self[-1](images, generator)
+        return images
+
+
+def transforms(data, loader, transform):
+    loader.transform = transform
+    model = small()
+    return check(record(data, model), model, data, transforms=BRIEFS["eva6_s8"].transforms)
+
+
+def test_the_required_transforms_pass(data, loader):
+    finding = transforms(data, loader, loader.transform)
+    assert finding.verdict == "pass"
+    assert finding.found.startswith("RandomCrop(padding=4), RandomRotate(5), Cutout(16, fill=0); RandomCrop: ")
+
+
+@pytest.mark.parametrize("kind", [Idle, Drops])
+def test_a_cutout_that_does_nothing_fails(data, loader, kind):
+    steps = [RandomCrop(), RandomRotate(), Normalize(data.mean, data.std), Cutout()]
+    if kind is Idle:
+        steps[-1] = Idle()
+    finding = transforms(data, loader, (Drops if kind is Drops else Compose)(*steps))
+    assert finding.verdict == "FAIL" and "0% of 64 images changed" in finding.found
+
+
+def test_a_flip_is_one_too_many(data, loader):
+    finding = transforms(data, loader, Compose(RandomHorizontalFlip(), *loader.transform))
+    assert finding.verdict == "FAIL" and finding.found.startswith("RandomHorizontalFlip(p=0.5), RandomCrop")
+
+
+def test_another_order_and_another_size_fail(data, loader):
+    crop, turn, normalize, cut = loader.transform
+    assert transforms(data, loader, Compose(turn, crop, normalize, cut)).verdict == "FAIL"
+    assert transforms(data, loader, Compose(crop, turn, normalize, Cutout(8))).verdict == "FAIL"
+
+
+def test_transforms_changed_after_training_fail(data, loader):
+    model = small()
+    history = record(data, model)
+    loader.transform = Compose(*list(loader.transform)[:-1])
+    finding = check(history, model, data, transforms=BRIEFS["eva6_s8"].transforms)
+    assert finding.verdict == "FAIL" and "data.train now has" in finding.found
+
+
+def test_a_loader_without_a_record_is_not_checked(data):
+    model = small()
+    history = record(data, model)
+    del history.settings["train_loader"]["transform"]
+    assert check(history, model, data, transforms=("Cutout(16, fill=0)",)).verdict == "not checked"
+
+
+def records(*indices, asked=20):
+    said = [Record(index, torch.zeros(3, 8, 8), 0, 1, 0.9) for index in indices]
+    return Records(said, "misclassified", asked)
+
+
+@pytest.mark.parametrize(
+    ("shown", "explained", "verdict", "found"),
+    [
+        (records(*range(20)), records(*range(20)), "pass", "20; Grad-CAM of the same indices"),
+        (records(*range(20)), records(*range(1, 21)), "FAIL", "20; Grad-CAM of other indices"),
+        (records(1, 2), records(1, 2), "pass", "2, all there are; Grad-CAM of the same indices"),
+        (records(1, 2, asked=2), records(1, 2, asked=2), "FAIL", "2; Grad-CAM of the same indices"),
+        (records(), records(), "not checked", "there is none to show"),
+    ],
+)
+def test_galleries(data, shown, explained, verdict, found):
+    rules = Brief("title", "objective", misclassified=20)
+    given = {"shown": {"misclassified": shown}, "explained": {"misclassified": explained}}
+    finding = only(audit(rules, record(data, small()), small(), data, **given))
+    assert (finding.verdict, finding.found) == (verdict, found)
+
+
+def test_what_no_evidence_was_given_for_is_not_checked(data):
+    rules = Brief(
+        "title", "objective", misclassified=20, correct=20, layers=("layer4",), least_map=5, plain_notebook=True
+    )
+    found = audit(rules, record(data, small()), small(), data)
+    assert [finding.verdict for finding in found.findings] == ["not checked"] * 5 and not found.passed
+
+
+def test_map_sizes_and_layers(data):
+    rules = Brief("title", "objective", layers=("layer4",), least_map=5)
+    history, model = record(data, small()), small()
+    found = audit(rules, history, model, data, maps={"layer4": (4, 4)})
+    assert [finding.verdict for finding in found.findings] == ["pass", "FAIL"]
+    assert found.findings[1].found == "layer4 4x4"
+    assert audit(rules, history, model, data, maps={"layer4": (5, 6)}).passed
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_depth_counts_layers_with_weights(data, depth):
+    model = {18: resnet18, 34: resnet34}[depth]()
+    finding = check(record(data, model), model, data, depth=18)
+    assert (finding.verdict, finding.found) == ("pass" if depth == 18 else "FAIL", f"{depth} in ResNet")
+
+
+def test_torchvisions_resnet18_has_that_depth_too(data):
+    from torchvision.models import resnet18 as torchvisions
+
+    model = torchvisions(num_classes=10)
+    assert check(record(data, model), model, data, depth=18).verdict == "pass"
+
+
+def notebook(tmp_path, *cells):
+    kinds = [{"cell_type": "markdown", "source": ["def in_text(): pass"]}]
+    kinds += [{"cell_type": "code", "source": [line + "\n" for line in cell.splitlines()]} for cell in cells]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": kinds}))
+    return tmp_path / "a.ipynb"
+
+
+def plain(data, path):
+    rules = Brief("title", "objective", plain_notebook=True)
+    return only(audit(rules, record(data, small()), small(), data, notebook=path))
+
+
+def test_a_plain_notebook_passes(data, tmp_path):
+    finding = plain(data, notebook(tmp_path, "!git clone x\n%pip install y\nimport torch", "print(1)"))
+    assert (finding.verdict, finding.found) == ("pass", "2 code cells, none defines any")
+
+
+def test_definitions_in_a_notebook_are_named(data, tmp_path):
+    finding = plain(data, notebook(tmp_path, "if True:\n    def sneaky(): pass", "class Net: pass"))
+    assert (finding.verdict, finding.found) == ("FAIL", "defines sneaky, Net")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"cells": [{}]}'])
+def test_a_broken_notebook_is_named(data, tmp_path, content):
+    (tmp_path / "a.ipynb").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.ipynb cannot be read as a notebook"):
+        plain(data, tmp_path / "a.ipynb")
+
+
+def test_numbers_and_names(data):
+    model = small()
+    rules = {"epochs": 40, "batch_size": 128, "optimizer": "SGD", "criterion": "CrossEntropyLoss", "images": (70, 70)}
+    found = audit(Brief("title", "objective", **rules), record(data, model), model, data)
+    assert {finding.rule: finding.verdict for finding in found.findings} == {
+        "training and test images": "pass",
+        "epochs": "FAIL",
+        "batch size": "pass",
+        "optimizer": "pass",
+        "loss": "pass",
+    }
+    assert "FAIL         epochs" in str(found) and "12 (required: 40)" in str(found)
+
+
+def test_nothing_is_left_changed(data):
+    model = small().train()
+    history = record(data, model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    audit("eva6_s8", history, model, data)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_misspelt_brief_is_told_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown brief 'eva6_s9': choose one of .*; did you mean 'eva6_s8'"):
+        find_brief("eva6_s9")
+
+
+def test_a_history_without_an_epoch_is_refused(data):
+    with pytest.raises(ValueError, match="no epoch has finished"):
+        audit("eva6_s8", History(), small(), data)
+
+
+@pytest.mark.parametrize("name", BRIEFS)
+def test_briefs_set_options_the_command_line_has(name):
+    from conftest import ROOT
+
+    source = (ROOT / "main.py").read_text(encoding="utf-8")
+    for option in BRIEFS[name].options:
+        assert f'"--{option.replace("_", "-")}"' in source

@@ -1,0 +1,67 @@
+"""The assignments' notebooks, executed headless in the folder above a bare clone."""
+
+import ast
+import json
+import warnings
+
+import pytest
+from conftest import ROOT
+
+from eva_utils.utils.brief import BRIEFS
+
+NOTEBOOKS = sorted((ROOT / "assignment").glob("*/*.ipynb"))
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_about_ten_calls_and_no_definition(path):
+    code = ["".join(cell["source"]) for cell in cells(path)]
+    python = "\n".join(line for cell in code for line in cell.splitlines() if not line.startswith(("!", "%")))
+    tree = list(ast.walk(ast.parse(python)))
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in tree)
+    calls = [ast.unparse(node.func) for node in tree if isinstance(node, ast.Call)]
+    own = [name for name in calls if name.startswith("eva.")]
+    assert 8 <= len(own) <= 14 and own[-1] == "eva.write_report"
+    assert code[0].startswith("![ -d eva_utils ] || git clone --quiet https://github.com/")
+    (parameters,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert f"epochs = {BRIEFS[path.stem].epochs}\n" in "".join(parameters["source"])
+    badge = "".join(cells(path, "markdown")[0]["source"])
+    assert f"assignment/{path.stem}/{path.name})" in badge and "colab-badge.svg" in badge
+
+
+def test_every_brief_has_its_notebook():
+    assert {path.stem for path in NOTEBOOKS} == set(BRIEFS)
+
+
+@pytest.mark.parametrize("name", BRIEFS)
+def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import papermill
+
+    folder = tmp_path / "run"
+    executed = papermill.execute_notebook(
+        str(clone / "eva_utils" / "assignment" / name / f"{name}.ipynb"),
+        None,
+        parameters={"source": "shapes", "limit": 60, "epochs": 1, "run": str(folder)},
+        cwd=str(clone),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    shown = json.dumps(executed.cells[-1]["outputs"])
+    assert "README.md is written" in shown and "FAIL         epochs" in shown
+    log = json.dumps(executed)
+    assert "Batch_id=0 LR=0.01000" in log and "100%|" in log
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    required = {"epochs": BRIEFS[name].epochs, "classes": ", ".join(BRIEFS[name].classes)}
+    assert f"| epochs | {required['epochs']} | 1 | **FAIL** |" in text
+    assert f"| classes | {required['classes']} | circle" in text
+    verdicts = {cell[0]: cell[-1] for cell in (line.strip("| ").split(" | ") for line in text.splitlines()) if cell}
+    if name == "eva6_s8":
+        assert verdicts["normalization"] == verdicts["learning rate"] == verdicts["training transforms"] == "pass"
+    else:
+        assert verdicts["notebook"] == verdicts["Grad-CAM maps"] == verdicts["training transforms"] == "pass"
+    assert len(list((folder / "figures").iterdir())) == 6

@@ -1,0 +1,305 @@
+import html
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TinyNet
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
+
+from eva_utils import main as engine
+from eva_utils.utils.brief import Brief
+from eva_utils.utils.checkpoint import load_verified, load_weights, save_verified
+from eva_utils.utils.data import load_data
+from eva_utils.utils.gradcam import GradCAM
+from eva_utils.utils.lock import locked
+from eva_utils.utils.page import escape, plus_minus, write_page
+from eva_utils.utils.predictions import predict
+from eva_utils.utils.report import write_report
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("shapes", limit=80, recipe="eva8_s7", batch_size=32)
+
+
+def train_one(folder, data, tested=None, epochs=2, **options):
+    torch.manual_seed(1)
+    model = TinyNet(10)
+    options = {"optimizer": SGD(model.parameters(), lr=0.05), "checkpoint": folder, "log": None, **options}
+    return model, engine.fit(model, data.train, tested or data.test, epochs=epochs, **options)
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    model, history = train_one(tmp_path / "run", data)
+    return tmp_path / "run", model, history
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_the_readme_says_what_the_run_recorded(run, data):
+    folder, model, history = run
+    report = write_report(folder, model, data)
+    text = report.path.read_text(encoding="utf-8")
+    assert report.path == folder / "README.md" and report.audit is None
+    best, last = history.best, history.rows[-1]
+    for which, row in (("best", best), ("last", last)):
+        spread = plus_minus(row["test_accuracy"], 80)
+        assert f"| {which} epoch, {row['epoch']} | {row['test_accuracy']:.2f}% ± {spread:.2f} |" in text
+    for row in history.rows:
+        assert f"Loss={row['train_loss']:.4f} Batch_id=2 LR=0.05000 Accuracy={row['train_accuracy']:.2f}: 100%|" in text
+        correct = round(row["test_accuracy"] * 0.8)
+        assert f"loss: {row['test_loss']:.4f}, Accuracy: {correct}/80 ({row['test_accuracy']:.2f}%)" in text
+    assert "SGD(lr=0.05, momentum=0, weight_decay=0, nesterov=False)" in text
+    assert "| training transforms | RandomCrop(padding=4), Cutout(16, fill=0) |" in text
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text
+    assert "chosen on the test images themselves" in text
+
+
+def test_plus_minus_is_the_normal_interval():
+    assert plus_minus(90, 10_000) == pytest.approx(0.588)
+    assert plus_minus(50, 100) == pytest.approx(9.8)
+
+
+def test_every_link_and_picture_is_there(run, data):
+    folder, model, _ = run
+    text = write_report(folder, model, data).path.read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert len(pictures) == 6 == len(list((folder / "figures").iterdir()))
+    assert all((folder / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    headings = {line[3:].lower().replace(" ", "-") for line in text.splitlines() if line.startswith("## ")}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) == headings - {"contents"}
+
+
+def test_the_galleries_are_of_the_weights_of_the_headline(run, data):
+    folder, model, history = run
+    record = write_report(folder, model, data).record
+    predictions = predict(load_weights(TinyNet(10), folder, "best"), data.test)
+    assert record["results"]["recomputed"] == predictions.accuracy == history.best["test_accuracy"]
+    for kind, records in (("misclassified", predictions.wrong(20)), ("correctly classified", predictions.correct(20))):
+        gallery = record["galleries"][kind]
+        assert [fields["index"] for fields in gallery["records"]] == [record.index for record in records]
+        images = torch.stack([record.image for record in records])
+        maps = GradCAM(load_weights(TinyNet(10), folder, "best"))(images, [record.predicted for record in records])
+        assert torch.equal(gallery["maps"]["conv"], maps["conv"])
+
+
+def test_the_same_record_gives_the_same_bytes(run, data, tmp_path):
+    folder, model, _ = run
+    write_report(folder, model, data)
+    first = contents(folder)
+    write_report(folder, model, data)
+    assert contents(folder) == first
+    (tmp_path / "again").mkdir()
+    write_page(tmp_path / "again", load_verified(folder / "report.pt"))
+    assert contents(tmp_path / "again").items() <= first.items()
+
+
+def test_a_dark_style_does_not_change_the_figures(run, data):
+    import matplotlib.style
+
+    folder, model, _ = run
+    write_report(folder, model, data)
+    first = contents(folder)
+    with matplotlib.style.context("dark_background"):
+        write_report(folder, model, data)
+    assert contents(folder) == first
+
+
+def test_the_model_given_is_left_as_it_was(run, data):
+    folder, _, _ = run
+    other = TinyNet(10).train()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    write_report(folder, other, data)
+    assert other.training and all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_a_broken_rule_is_in_the_report(run, data):
+    folder, model, _ = run
+    report = write_report(folder, model, data, Brief("title", "objective", epochs=3, batch_size=32))
+    text = report.path.read_text(encoding="utf-8")
+    assert "| epochs | 3 | 2 | **FAIL** |" in text and "| batch size | 32 | 32 | pass |" in text
+    assert "**Rules of the assignment that this run breaks: epochs**" in text and not report.audit.passed
+    assert "1 of 2 rules pass." in text and "FAIL         epochs      2 (required: 3)" in repr(report)
+
+
+def test_chosen_layers_are_explained(run, data):
+    folder, model, _ = run
+    brief = Brief("title", "objective", layers=("conv", "norm"), misclassified=20, correct=5, least_map=5)
+    report = write_report(folder, model, data, brief)
+    assert report.record["maps"] == {"conv": [32, 32], "norm": [32, 32]} and report.audit.passed
+    assert "at each layer" in report.path.read_text(encoding="utf-8")
+
+
+def test_a_held_out_split_that_chose_the_epoch_is_named(tmp_path):
+    data = load_data("shapes", limit=80, validation=40)
+    model, history = train_one(tmp_path / "run", data, data.validation)
+    report = write_report(tmp_path / "run", model, data)
+    results = report.record["results"]
+    for which in ("best", "last"):
+        predictions = predict(load_weights(TinyNet(10), tmp_path / "run", which), data.test)
+        assert results[which]["accuracy"] == predictions.accuracy
+    text = report.path.read_text(encoding="utf-8")
+    assert f"chosen on 40 held-out training images, of which it gets {history.best['test_accuracy']:.2f}%" in text
+
+
+class Sign(nn.Module):
+    """Knows two classes by the sign of the mean, without learning anything."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
+            self.conv.bias.zero_()
+
+    def forward(self, x):
+        return self.conv(x).mean(dim=(2, 3))
+
+
+@pytest.fixture
+def own_data():
+    """Data of one's own: plain DataLoaders, two classes that a sign tells apart."""
+    labels = torch.arange(12) % 2
+    images = (2.0 * labels - 1)[:, None, None, None].expand(12, 3, 8, 8) + 0.01 * torch.randn(12, 3, 8, 8)
+    loader = DataLoader(TensorDataset(images.contiguous(), labels), batch_size=6)
+    return SimpleNamespace(train=loader, test=loader, classes=["minus", "plus"], mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_no_mistakes_to_show(tmp_path, own_data):
+    model = Sign()
+    fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
+    history = engine.fit(model, own_data.train, own_data.test, **fit)
+    assert history.best["test_accuracy"] == 100
+    report = write_report(tmp_path / "run", model, own_data, Brief("title", "objective", misclassified=20))
+    text = report.path.read_text(encoding="utf-8")
+    assert "There are none: no test image was misclassified." in text
+    assert "| misclassified images | 20, and Grad-CAM of the same | there is none to show | not checked |" in text
+    assert not (tmp_path / "run" / "figures" / "misclassified.png").exists()
+    assert "training transforms | not recorded" in text
+
+
+NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+    | st.text("<>|`*_[]()!#~\\&$:/w.ab1 -+")
+)
+def test_escaped_text_is_shown_as_it_is(name):
+    renderer = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    plain = re.sub(r"\s+", " ", name).strip()
+    shown = renderer.render(f"| {escape(name)} | x |\n| --- | --- |\n| {escape(name)} | y |\n")
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", shown, re.DOTALL)
+    assert [html.unescape(cell) for cell in cells] == [plain, "x", plain, "y"]
+    assert not re.search(r"<(?!/?(table|thead|tbody|tr|th|td)>)", shown)
+
+
+def test_class_names_inject_nothing(tmp_path, own_data):
+    own_data.classes = [NASTY, "$x$ **bold**"]
+    model = Sign()
+    fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, own_data.train, own_data.test, **fit)
+    text = write_report(tmp_path / "run", model, own_data).path.read_text(encoding="utf-8")
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    assert "<script" not in text and "http://a.b" not in text
+    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;|[x](http://a.b) # `*_$</td>" in shown
+    assert "<strong>bold" not in shown
+
+
+def refused(folder, model, data, match, brief=None, kind=ValueError):
+    before = contents(folder) if folder.exists() else {}
+    with pytest.raises(kind, match=match):
+        write_report(folder, model, data, brief)
+    assert (contents(folder) if folder.exists() else {}) == before
+
+
+def test_an_unfinished_run_is_refused(tmp_path, data):
+    def stop(line):
+        if line == "EPOCH: 2":
+            raise KeyboardInterrupt
+
+    model, _ = train_one(tmp_path / "run", data, log=stop)
+    refused(tmp_path / "run", model, data, "has 1 of its 2 epochs; finish it with resume='auto'")
+
+
+def test_a_run_that_is_still_going_is_refused(run, data):
+    folder, model, _ = run
+    with locked(folder):
+        refused(folder, model, data, "another run is training in")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, data):
+    refused(tmp_path / "none", TinyNet(10), data, "holds no finished epoch", kind=FileNotFoundError)
+
+
+def test_a_record_edited_by_hand_is_refused(run, data):
+    folder, model, history = run
+    path = folder / "history.json"
+    record = json.loads(path.read_text())
+    record["rows"][0]["test_accuracy"] = 99.0
+    path.write_text(json.dumps(record))
+    refused(folder, model, data, r"history\.json is not what the run recorded")
+    train_one(folder, data, resume="auto")  # as the message says
+    write_report(folder, model, data)
+
+
+def test_weights_that_do_not_score_what_the_record_says_are_refused(run, data):
+    folder, model, _ = run
+    other = TinyNet(10)
+    nn.init.zeros_(other.fc.weight)
+    with torch.no_grad():
+        other.fc.bias.copy_(torch.arange(10.0))
+    save_verified(folder / "best.pt", other.state_dict())
+    refused(folder, model, data, r"best\.pt gets 8 of 80 images right and the record says")
+
+
+def test_damaged_weights_are_refused(run, data):
+    folder, model, _ = run
+    path = folder / "best.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(folder, model, data, "is damaged")
+
+
+def test_another_model_is_refused(run, data):
+    refused(run[0], TinyNet(4), data, "does not fit this TinyNet")
+
+
+def test_other_data_is_refused(run):
+    folder, model, _ = run
+    refused(folder, model, load_data("shapes", limit=60), "data.train is not what the run was trained on")
+
+
+def test_an_unknown_brief_is_refused(run, data):
+    refused(run[0], run[1], data, "unknown brief 'eva6': choose one of eva6_s8, eva8_s7", brief="eva6")
+
+
+def test_things_that_are_no_model_and_no_data_are_refused(run, data):
+    refused(run[0], "resnet18", data, "model is a torch.nn.Module, not str", kind=TypeError)
+    refused(run[0], run[1], data.test, "data is what load_data returned; Loader has no train", kind=TypeError)
+
+
+def test_a_readme_of_ones_own_is_never_written_over(run, data):
+    folder, model, _ = run
+    (folder / "README.md").write_text("my thesis")
+    refused(folder, model, data, r"README\.md was edited or written by hand; rename it")
+    (folder / "README.md").unlink()
+    path = write_report(folder, model, data).path
+    path.write_text(path.read_text(encoding="utf-8").replace("epoch", "EPOCH", 1), encoding="utf-8")
+    refused(folder, model, data, "was edited or written by hand")
+
+
+def test_figures_of_ones_own_are_never_written_over(run, data):
+    folder, model, _ = run
+    (folder / "figures").mkdir()
+    (folder / "figures" / "curves.png").write_bytes(b"mine")
+    refused(folder, model, data, "figures holds files and there is no README.md of a report")
