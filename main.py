@@ -136,6 +136,7 @@ def train(args: argparse.Namespace) -> int:
         resume="auto" if args.resume else False,
         warmup=args.warmup,
     )
+    note_continuation(args.out)
     if len(history) < args.epochs:
         print(f"Stopped after {len(history)} of {args.epochs} epochs; go on with --resume")
         return 0
@@ -174,12 +175,24 @@ def preflight(args: argparse.Namespace) -> int:
 
 
 def write_command(args: argparse.Namespace, data: Data) -> None:
-    """Note beside a new run what --evaluate needs to build it again; a run that has begun keeps its note."""
+    """Note beside a new run what --evaluate and the report need; a run that has begun keeps its options."""
     if not (args.out / "history.json").exists():
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        line = shlex.join(["python", "main.py", *sys.argv[1:]])
-        note = {"command": line, "options": options, "classes": data.classes, "mean": data.mean, "std": data.std}
-        write_atomic(args.out / "command.json", (json.dumps(note, indent=1) + "\n").encode())
+        note = {"commands": [], "options": options, "classes": data.classes, "mean": data.mean, "std": data.std}
+        write_note(args.out, note)
+
+
+def note_continuation(out: Path) -> None:
+    """Add this command to those that made the run."""
+    note_file = out / "command.json"
+    if note_file.exists():
+        write_note(out, json.loads(note_file.read_text(encoding="utf-8")))
+
+
+def write_note(out: Path, note: dict) -> None:
+    line = shlex.join(["python", "main.py", *sys.argv[1:]])
+    note["commands"] = list(dict.fromkeys([*note["commands"], line]))
+    write_atomic(out / "command.json", (json.dumps(note, indent=1) + "\n").encode())
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -89,6 +89,16 @@ def test_a_resumed_run_equals_an_undisturbed_one(scheduler, precision, tmp_path)
     assert len({row["lr"] for row in history.rows}) > 1 or scheduler == "constant"
 
 
+@pytest.mark.parametrize("stopped_after", [1, 3])
+def test_a_run_stopped_in_or_after_its_warmup_resumes_exactly(stopped_after, tmp_path):
+    model, history = make_run("step", warmup=3)
+    total = {"warmup": 3, "checkpoint": tmp_path / "run", "resume": "auto"}
+    make_run("step", **total, log=StopAfter(stopped_after))
+    resumed_model, resumed = make_run("step", **total)
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+
+
 class StopAfter:
     """A log that interrupts, as Ctrl-C would, when the epoch after the given one begins."""
 
@@ -257,7 +267,7 @@ def other_run(**change):
     loader = Loader(
         images, torch.arange(24) % 4, transform, batch_size=change.get("batch_size", 8), seed=change.get("seed", 0)
     )
-    options = {name: change[name] for name in ("precision", "criterion") if name in change}
+    options = {name: change[name] for name in ("precision", "criterion", "warmup") if name in change}
     return {"model": model, "train_loader": loader, "test_loader": loader, "optimizer": optimizer, **QUIET, **options}
 
 
@@ -274,6 +284,7 @@ def other_run(**change):
         ({"seed": 1}, "train_loader seed was 0 and is now 1"),
         ({"pixel": 1}, "train_loader fingerprint was"),
         ({"recipe": "eva8_s7"}, "train_loader transform was 'Normalize"),
+        ({"warmup": 1}, "warmup was 0 and is now 1"),
         ({"precision": "bfloat16"}, "precision was 'float32' and is now 'bfloat16'"),
         (
             {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)},

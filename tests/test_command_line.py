@@ -39,7 +39,8 @@ def test_a_run_writes_its_record_weights_and_curves(finished):
     assert note["options"]["norm"] == "group" and note["classes"][0] == "circle"
     report = (out / "README.md").read_text(encoding="utf-8")
     assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in report
-    assert f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out} --epochs 1" in report
+    line = f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out} --epochs"
+    assert f"{line} 1\n{line} 2 --resume\n" in report
     assert f"{out}/README.md is written" in first and f"{out}/README.md is written" in second
 
 

@@ -135,6 +135,51 @@ def test_a_scheduler_of_each_kind_follows_a_plain_loop(name, tiny_net):
     assert optimizers[0].param_groups[0]["lr"] == optimizers[1].param_groups[0]["lr"]
 
 
+def test_warmup_rises_by_batch_and_hands_over_to_the_scheduler(tiny_net):
+    ours, plain = copy.deepcopy(tiny_net), tiny_net
+    optimizers = [
+        torch.optim.SGD(
+            [{"params": [*model.conv.parameters()]}, {"params": [*model.fc.parameters()], "lr": 0.02}], lr=0.06
+        )
+        for model in (ours, plain)
+    ]
+    scheduler = SCHEDULERS["step"](optimizers[0])
+    seed_everything(1)
+    history = engine.fit(
+        ours, *new_loaders(), epochs=5, optimizer=optimizers[0], scheduler=scheduler, warmup=2, **QUIET
+    )
+    # Three batches an epoch: rates of 1/6 to 6/6 of the full one, then two epochs of it, then half.
+    shares = iter([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, *[1] * 6, *[0.5] * 3, 0])
+
+    def set_rates():
+        share = next(shares)
+        for group, rate in zip(optimizers[1].param_groups, (0.06, 0.02), strict=True):
+            group["lr"] = share * rate
+
+    seed_everything(1)
+    set_rates()
+    assert_same_rows(history, plain_loop(plain, new_loaders(), 5, optimizers[1], step_batch=set_rates))
+    assert_same_weights(ours, plain)
+    assert [row["lr"] for row in history.rows] == [0.03, 0.06, 0.06, 0.06, 0.03]
+    assert history.settings["warmup"] == 2
+
+
+def test_a_plateau_sees_nothing_of_the_warmup(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05)
+    scheduler = SCHEDULERS["plateau"](optimizer)
+    engine.fit(tiny_net, *new_loaders(), epochs=3, optimizer=optimizer, scheduler=scheduler, warmup=3, **QUIET)
+    assert scheduler.last_epoch == 0 and scheduler.best == float("inf")
+
+
+def test_warmup_misuse_is_refused(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05)
+    cycle = SCHEDULERS["one_cycle"](optimizer)
+    with pytest.raises(ValueError, match="OneCycleLR sets the rate of every batch; leave warmup out"):
+        engine.fit(tiny_net, *new_loaders(), epochs=5, optimizer=optimizer, scheduler=cycle, warmup=1, **QUIET)
+    with pytest.raises(ValueError, match=r"warmup is a whole number from 0 up, not 1\.5"):
+        engine.fit(tiny_net, *new_loaders(), epochs=5, warmup=1.5, **QUIET)
+
+
 def test_scores_are_means_over_samples_whatever_the_batches(tiny_net):
     samples = random_batches(23)
     whole = nn.functional.cross_entropy(tiny_net.eval()(samples.tensors[0]), samples.tensors[1]).item()

@@ -140,6 +140,12 @@ def test_chosen_layers_are_explained(run, data):
     assert "at each layer" in report.path.read_text(encoding="utf-8")
 
 
+def test_layers_the_model_lacks_are_left_out_and_fail(run, data):
+    folder, model, _ = run
+    report = write_report(folder, model, data, Brief("title", "objective", layers=("conv", "layer4")))
+    assert list(report.record["maps"]) == ["conv"] and not report.audit.passed
+
+
 def test_a_held_out_split_that_chose_the_epoch_is_named(tmp_path):
     data = load_data("shapes", limit=80, validation=40)
     model, history = train_one(tmp_path / "run", data, data.validation)
@@ -243,7 +249,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, data):
 
 
 def test_a_record_edited_by_hand_is_refused(run, data):
-    folder, model, history = run
+    folder, model, _ = run
     path = folder / "history.json"
     record = json.loads(path.read_text())
     record["rows"][0]["test_accuracy"] = 99.0

@@ -269,8 +269,7 @@ def _made(record: dict) -> str:
         ("report made with", packages),
         ("fingerprint of the data", prints),
     ]
-    line = record["command"]
-    how = f"By this command:\n\n{_fence(line)}" if line else "In a notebook, by the calls of `eva_utils`."
+    how = f"By this command:\n\n{_fence(record['command'])}" if record["command"] else "By a call of `fit`."
     return (
         f"{how}\n\n{_table(('what', 'value'), rows)}\n\nEvery figure and number here is read from the run's record, "
         "`report.pt` and `history.json`, written by the run itself."

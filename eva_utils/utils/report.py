@@ -80,7 +80,8 @@ def write_report(
         predictions = predict(trial, data.test, **how)
         results = _results(folder, history, trial, predictions, split, data, how)
         load_weights(trial, folder, "best")
-        layers = list(brief.layers) if brief and brief.layers else None
+        asked = brief.layers if brief and brief.layers else ()
+        layers = [layer for layer in asked if layer in dict(trial.named_modules())] or None
         galleries = _galleries(trial, predictions, layers)
         image = next(iter(data.test))[0][:1]
         maps = GradCAM(trial, layers).sizes(image)
@@ -233,8 +234,8 @@ def _describe_data(data: Any) -> dict:
 
 
 def _command(folder: Path) -> str | None:
-    """Return the line of the shell that made the run, if the command line did."""
+    """Return the lines of the shell that made the run, if the command line did."""
     try:
-        return json.loads((folder / "command.json").read_text(encoding="utf-8"))["command"]
+        return "\n".join(json.loads((folder / "command.json").read_text(encoding="utf-8"))["commands"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
