@@ -14,15 +14,18 @@ import shlex
 import sys
 from pathlib import Path
 
+from torch import nn
+
 import eva_utils as eva
 from eva_utils.models.norms import NORMS
 from eva_utils.utils.brief import BRIEFS, find_brief
 from eva_utils.utils.checkpoint import check_folder, write_atomic
-from eva_utils.utils.checks import check_whole
+from eva_utils.utils.checks import check_real, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.lock import locked
-from eva_utils.utils.optim import OPTIMIZERS, make_optimizer, make_plateau
-from eva_utils.utils.runtime import PRECISIONS, pick_device, pick_precision
+from eva_utils.utils.names import unknown_name
+from eva_utils.utils.optim import OPTIMIZERS, SCHEDULERS, make_optimizer, make_plateau, one_cycle
+from eva_utils.utils.runtime import PRECISIONS, can_fuse, pick_device, pick_precision
 from eva_utils.utils.transforms import RECIPES, test_transform
 
 
@@ -77,12 +80,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--lr", type=float, default=0.01, help="learning rate at the start")
     training.add_argument("--momentum", type=float, default=0.9, help="of SGD, and Adam's first beta")
     training.add_argument("--weight-decay", type=float, default=0.0, help="of weights, not of norms and biases")
+    training.add_argument("--nesterov", action="store_true", help="SGD with Nesterov's momentum")
+    training.add_argument("--label-smoothing", type=float, default=0.0, help="of the cross entropy that is trained on")
+    training.add_argument("--scheduler", default="plateau", help=f"one of {', '.join(SCHEDULERS)}")
+    training.add_argument("--peak-epoch", type=float, default=5, help="epochs after which one_cycle reaches --lr")
+    training.add_argument("--annihilate", action="store_true", help="let one_cycle end near 0 and not at --lr / 10")
     training.add_argument("--factor", type=float, default=0.1, help="by which the plateau schedule cuts the rate")
     training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss before a cut")
     training.add_argument("--warmup", type=int, default=0, help="first epochs in which the rate rises to --lr")
     training.add_argument("--seed", type=int, default=1, help="of the weights, the order and the augmentation")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda or mps; the best there is if left out")
+    machine.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     machine.add_argument("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/latest"), help="folder for checkpoints and report")
@@ -104,22 +113,37 @@ def build(name: str, norm: str, last_stride: int | None, classes: int):
     return eva.create_model(name, num_classes=classes, norm=norm, **options)
 
 
-def make_parts(args: argparse.Namespace, classes: int):
+def make_parts(args: argparse.Namespace, classes: int = 10, batches: int = 1):
+    """Return model, optimizer, scheduler and criterion, or refuse a wrong name or number."""
     eva.seed_everything(args.seed)
     model = build(args.model, args.norm, args.last_stride, classes)
-    rates = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
-    optimizer = make_optimizer(args.optimizer, model, **rates)
-    return model, optimizer, make_plateau(optimizer, factor=args.factor, patience=args.patience)
+    place = pick_device(args.device)
+    optimizer = make_optimizer(
+        args.optimizer,
+        model.to(place),
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
+        fused=can_fuse(place, pick_precision(args.precision, place)),
+    )
+    check_real("label_smoothing", args.label_smoothing, 0, 1)
+    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    if args.scheduler not in SCHEDULERS:
+        raise unknown_name("scheduler", args.scheduler, SCHEDULERS)
+    if args.scheduler == "plateau":
+        return model, optimizer, make_plateau(optimizer, factor=args.factor, patience=args.patience), criterion
+    rates = {"lr_max": args.lr, "lr_min": args.lr / 10, "peak_epoch": args.peak_epoch, "annihilate": args.annihilate}
+    return model, optimizer, one_cycle(optimizer, args.epochs, batches, **rates), criterion
 
 
 def train(args: argparse.Namespace) -> int:
     check_whole("epochs", args.epochs, 1)
     check_whole("warmup", args.warmup, 0)
-    pick_precision(args.precision, pick_device(args.device))
     check_out(args.out, args.resume)
-    make_parts(args, classes=10)  # refuses a wrong name or number before the data is read
+    make_parts(args)  # refuses a wrong name or number before the data is read
     data = load(args)
-    model, optimizer, scheduler = make_parts(args, len(data.classes))
+    model, optimizer, scheduler, criterion = make_parts(args, len(data.classes), len(data.train))
     print(eva.summary(model, tuple(data.train.images[0].shape)))
     with locked(args.out):
         write_command(args, data)
@@ -130,11 +154,13 @@ def train(args: argparse.Namespace) -> int:
         epochs=args.epochs,
         optimizer=optimizer,
         scheduler=scheduler,
+        criterion=criterion,
         device=args.device,
         precision=args.precision,
         checkpoint=args.out,
         resume="auto" if args.resume else False,
         warmup=args.warmup,
+        compile=args.compile,
     )
     note_continuation(args.out)
     if len(history) < args.epochs:
@@ -166,9 +192,9 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 def preflight(args: argparse.Namespace) -> int:
-    make_parts(args, classes=10)
+    make_parts(args)
     data = load(args)
-    model, _, _ = make_parts(args, len(data.classes))
+    model, *_ = make_parts(args, len(data.classes), len(data.train))
     report = eva.preflight(model, data)
     print(report)
     return 0 if report.passed else 1

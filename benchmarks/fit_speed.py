@@ -1,37 +1,26 @@
-"""Images a second of `fit` beside a plain PyTorch loop, on the same model and images.
-
-    python benchmarks/fit_speed.py --model resnet18 --images 640
+"""`fit` beside a plain PyTorch loop, beside the bare training step, and evaluation beside the bare forward pass.
 
 The plain loop is what a careful student writes: torchvision's transforms for each image in a `DataLoader`
-with two workers, float32, one `loss.item()` a batch. The three are run in turn, and the median of the
-rounds is taken. Prints the table and writes it, with machine and versions, to benchmarks/results.md.
+with two workers, float32, one `loss.item()` a batch. The bare step trains again and again on one batch that
+is in place, in the precision and the memory format that `fit` chooses, with nothing measured.
 """
 
-import argparse
-import statistics
-import sys
-import time
-from datetime import date
-from pathlib import Path
-
+import common  # first: it finds the package
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import eva_utils as eva  # noqa: E402
-from eva_utils.utils.runtime import hardware, pick_device, pick_precision, precision_name  # noqa: E402
+import eva_utils as eva
+from eva_utils.utils.runtime import autocast, move_images, pick_device, pick_precision, precision_name
 
 
 class PlainDataset(Dataset):
     """The images as PIL, each through torchvision's transforms."""
 
     def __init__(self, images, labels, mean, std):
-        self.pictures = [v2.functional.to_pil_image(image) for image in images]
+        self.pictures = [v2.functional.to_pil_image(image) for image in images.cpu()]
         self.labels = labels.tolist()
         self.transform = v2.Compose(
             [
@@ -67,60 +56,89 @@ def plain_epoch(model, loader, optimizer, device):
     return loss_sum / count, 100 * correct / count
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=eva.list_models(), default="resnet18")
-    parser.add_argument("--data", default="shapes", help="shapes, cifar10 or a folder of 32x32 images")
-    parser.add_argument("--images", type=int, default=640, help="in each timed epoch")
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+def bare_steps(model, images, labels, optimizer, dtype, steps):
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with autocast(images.device, dtype):
+            logits = model(images)
+        nn.functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
 
+
+def bare_forward(model, batches, dtype):
+    model.eval()
+    with torch.no_grad():
+        for images in batches:
+            with autocast(images.device, dtype):
+                model(images)
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--model", choices=eva.list_models(), default="resnet18")
+    parser.add_argument("--images", type=int, default=640, help="in each timed epoch of the plain loop and its rivals")
+    parser.add_argument("--steps", type=int, default=20, help="of 128 images, against the bare step")
+    args = parser.parse_args()
     device = pick_device()
-    auto = precision_name(pick_precision("auto", device))
-    data = eva.load_data(args.data, recipe="eva6_s8", limit=args.images)
+    dtype = pick_precision("auto", device)
+    auto = precision_name(dtype)
+
+    def new_model():
+        model = eva.create_model(args.model, norm="layer").to(device)
+        return model, torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, fused=True)
+
+    def fit(data, precision):
+        model, optimizer = new_model()
+        few = [next(iter(data.test))]  # fit tests after its epoch: one batch here, counted against it
+        once = {"epochs": 1, "optimizer": optimizer, "scheduler": ConstantLR(optimizer, factor=1), "log": None}
+        return lambda: eva.fit(model, data.train, few, precision=precision, **once)
+
+    data = eva.load_data("shapes", recipe="eva6_s8", limit=args.images, device=device)
     dataset = PlainDataset(data.train.images, data.train.labels, data.mean, data.std)
     plain_loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, persistent_workers=True)
-    model = eva.create_model(args.model, norm="layer").to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    few = [next(iter(data.test))]  # fit tests after its epoch: one batch here, counted against it
-    once = {"epochs": 1, "optimizer": optimizer, "scheduler": ConstantLR(optimizer, factor=1), "log": None}
+    plain_model, plain_optimizer = new_model()
     ways = {
-        "plain loop, float32": lambda: plain_epoch(model, plain_loader, optimizer, device),
-        "fit, float32": lambda: eva.fit(model, data.train, few, precision="float32", **once),
-        f"fit, {auto} (auto)": lambda: eva.fit(model, data.train, few, **once),
+        "plain loop, float32": lambda: plain_epoch(plain_model, plain_loader, plain_optimizer, device),
+        "fit, float32": fit(data, "float32"),
+        f"fit, {auto} (auto)": fit(data, "auto"),
     }
-    speeds = {name: [] for name in ways}
-    for turn in range(args.rounds + 1):
-        for name, epoch in ways.items():
-            start = time.perf_counter()
-            epoch()
-            if turn:  # the first round warms up
-                speeds[name].append(args.images / (time.perf_counter() - start))
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    plain = medians["plain loop, float32"]
-    machine = hardware(device)
-    lines = [
-        f"## Training speed, {args.model} with LayerNorm, recipe eva6_s8, batch 128",
-        "",
-        f"{date.today()}, {machine['machine']}, {machine['threads']} threads, device {device.type}, "
-        f"torch {machine['torch']}, Python {machine['python']}; median of {args.rounds} interleaved rounds.",
-        "",
-        f"`python {' '.join(['benchmarks/fit_speed.py', *sys.argv[1:]])}`",
-        "",
-        "| way | images/s | against the plain loop |",
-        "|---|---|---|",
-        *(f"| {name} | {speed:.0f} | {speed / plain:.2f}x |" for name, speed in medians.items()),
+    taken = common.seconds(ways, args.rounds)
+    plain, _, best = taken.values()
+    rows = [common.Row(name, f"{args.images / value:.0f} images/s") for name, value in taken.items()]
+    rows.append(common.at_least("fit (auto) against the plain loop", plain / best, 2.4))
+
+    count = 128 * args.steps
+    data = eva.load_data("shapes", recipe="eva6_s8", limit=count, device=device)
+    bare_model, bare_optimizer = new_model()
+    images, labels = next(iter(data.train))
+    images = move_images(images, device, dtype)
+    if dtype != torch.float32:
+        bare_model.to(memory_format=torch.channels_last)
+    batches = [move_images(batch, device, dtype) for batch, _ in data.test]
+    tested_model, _ = new_model()
+    eva.test(tested_model, data.test)
+    taken = common.seconds(
+        {
+            "bare step": lambda: bare_steps(bare_model, images, labels, bare_optimizer, dtype, args.steps),
+            "fit": fit(data, "auto"),
+            "bare forward": lambda: bare_forward(tested_model, batches, dtype),
+            "test": lambda: eva.test(tested_model, data.test),
+        },
+        args.rounds,
+    )
+    tested = len(data.test.labels)
+    rows += [
+        common.Row(f"bare step, {auto}", f"{count / taken['bare step']:.0f} images/s"),
+        common.at_least(
+            "fit against the bare step",
+            taken["bare step"] / taken["fit"],
+            0.97 if device.type == "cpu" else 0.90,
+        ),
+        common.Row(f"bare forward pass, {auto}", f"{tested / taken['bare forward']:.0f} images/s"),
+        common.at_least("evaluation against the bare forward pass", taken["bare forward"] / taken["test"], 0.95),
     ]
-    print("\n".join(lines))
-    write_section(ROOT / "benchmarks" / "results.md", lines)
-
-
-def write_section(path, lines):
-    """Put a section into the results file, in place of one with the same title."""
-    sections = path.read_text(encoding="utf-8").split("\n## ") if path.exists() else ["# Benchmark results\n"]
-    title = lines[0].removeprefix("## ")
-    kept = [section.strip("\n") for section in sections if not section.startswith(title)]
-    path.write_text("\n\n## ".join([*kept, "\n".join(lines)[3:]]) + "\n", encoding="utf-8")
+    common.publish(f"Training speed, {args.model} with LayerNorm, recipe eva6_s8, batch 128", rows)
 
 
 if __name__ == "__main__":

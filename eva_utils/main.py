@@ -32,6 +32,9 @@ from .utils.optim import Warmup
 from .utils.progress import ProgressBar
 from .utils.runtime import (
     autocast,
+    can_fuse,
+    check_compile,
+    compiled,
     hardware,
     keep_modes,
     move_images,
@@ -175,6 +178,7 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool | str = False,
     warmup: int = 0,
+    compile: bool | str = False,
     progress: bool = True,
     log: Log | None = print,
 ) -> History:
@@ -201,6 +205,8 @@ def fit(
         resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
             back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
+        compile: True runs the model through `torch.compile`, a string names its mode, as "reduce-overhead"
+            (CUDA graphs). It takes a minute to start; see benchmarks/results.md for where it pays.
         progress: whether to show a bar each epoch.
         log: takes one line; None is silent.
 
@@ -215,6 +221,7 @@ def fit(
     if seed is not None:
         check_seed(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
+    check_compile(compile, place)
     say: Log = log or (lambda line: None)
     if checkpoint is None and resume:
         raise ValueError("resume needs the folder of the run: give checkpoint= as well")
@@ -229,14 +236,21 @@ def fit(
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place)
         if optimizer is None:
-            fused = dtype != torch.float32 and place.type in ("cpu", "cuda")
-            optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused or None)
+            fused = can_fuse(place, dtype)
+            optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused)
         if scheduler is None:
             scheduler = ReduceLROnPlateau(optimizer, patience=3)
         scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
         how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
-        settings |= {"epochs": epochs, "warmup": warmup, "seed": seed, "precision": how["precision"], **hardware(place)}
+        settings |= {
+            "epochs": epochs,
+            "warmup": warmup,
+            "compile": compile,
+            "seed": seed,
+            "precision": how["precision"],
+            **hardware(place),
+        }
         history = History(settings=settings)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
         generators = own_generators(train_loader)
@@ -245,6 +259,7 @@ def fit(
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
         _check_test_batch(model, test_loader, place, dtype)
+        held.enter_context(compiled(model, compile))
         if seed is not None:
             seed_everything(seed)
         if saved and folder:
@@ -374,4 +389,6 @@ def _prepare(
     for part in (model, criterion):
         if isinstance(part, nn.Module):
             part.to(place)
+    if dtype != torch.float32:
+        model.to(memory_format=torch.channels_last)
     return place, dtype, criterion

@@ -224,8 +224,8 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
     skip = set() if fresh_optimizer else _SCHEDULED
-    compared = ("optimizer", "scheduler", "warmup", "criterion", "batches", "train_loader", "test_loader", "precision")
-    for name in compared:
+    compared = ("optimizer", "scheduler", "warmup", "criterion", "batches", "train_loader", "test_loader")
+    for name in (*compared, "precision", "compile"):
         difference = _difference(name, before[name], settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")

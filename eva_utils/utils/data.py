@@ -74,7 +74,7 @@ def load_data(
         size: side in pixels to which a folder's images are resized.
         limit: keep only so many images of each split, in the classes' proportions, chosen by the seed.
         seed: of the order, the augmentation and the choices above.
-        device: where the images are kept and the batches are made; the CPU if None.
+        device: where the images are kept and the batches are made; None is CUDA if there is one, else the CPU.
         workers: processes that decode images which do not fit into memory.
 
     Raises:
@@ -89,7 +89,9 @@ def load_data(
         check_whole("size", size, 8, 10_000)
     if limit is not None:
         check_whole("limit", limit, 1)
-    placed = pick_device(device or "cpu")
+    placed = pick_device(device)
+    if device is None and placed.type != "cuda":
+        placed = torch.device("cpu")
     train_transform(recipe or "none", (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
 
     train, test, classes = _read(source, Path(root), size)

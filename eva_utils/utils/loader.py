@@ -90,7 +90,8 @@ class Loader:
             yield images.to(self.device, non_blocking=self.device.type == "cuda")
 
     def __repr__(self) -> str:
-        return f"Loader({len(self.labels)} images, batches of {self.batch_size}, {self.transform})"
+        kept = f"in memory on {self.device}" if isinstance(self.images, Tensor) else "decoded as they are needed"
+        return f"Loader({len(self.labels)} images {kept}, batches of {self.batch_size}, {self.transform})"
 
     def describe(self) -> dict:
         """Return what determines the batches, as plain values: the record of a run keeps it."""

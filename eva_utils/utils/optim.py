@@ -6,6 +6,7 @@ from .checks import check_real, check_whole
 from .names import unknown_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULERS = ("plateau", "one_cycle")
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -19,6 +20,49 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def one_cycle(
+    optimizer: optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    lr_max: float,
+    lr_min: float,
+    peak_epoch: float = 5,
+    annihilate: bool = False,
+) -> optim.lr_scheduler.OneCycleLR:
+    """Build the schedule that rises from `lr_min` to `lr_max` and falls back, linearly, batch by batch.
+
+    On torch's OneCycleLR, without its cycle of the momentum (Smith and Topin, 2018,
+    https://arxiv.org/abs/1708.07120).
+
+    Args:
+        optimizer: its rates are replaced.
+        epochs: of the run.
+        steps_per_epoch: batches in an epoch, len(loader).
+        lr_max: rate at the peak.
+        lr_min: rate of the first batch and, unless it is to be annihilated, of the last.
+        peak_epoch: epochs after which the peak is reached.
+        annihilate: whether the rate falls on, to lr_min / 10,000.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    check_whole("epochs", epochs, 1)
+    check_whole("steps_per_epoch", steps_per_epoch, 1)
+    check_real("lr_max", lr_max, 0, open_low=True)
+    check_real("lr_min", lr_min, 0, lr_max, open_low=True)
+    check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
+    return optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=lr_max,
+        total_steps=epochs * steps_per_epoch,
+        pct_start=peak_epoch / epochs,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=lr_max / lr_min,
+        final_div_factor=1e4 if annihilate else 1,
+    )
 
 
 class Warmup:
@@ -46,9 +90,16 @@ class Warmup:
 
 
 def make_optimizer(
-    name: str, model: nn.Module, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    fused: bool | None = None,
 ) -> optim.Optimizer:
-    """Build an optimizer over `param_groups`; `momentum` is SGD's, and Adam's first beta.
+    """Build an optimizer over `param_groups`; `momentum` and `nesterov` are SGD's, `momentum` also Adam's first beta.
 
     Raises:
         ValueError: the name is not one of `OPTIMIZERS`, or a number is out of range.
@@ -58,11 +109,11 @@ def make_optimizer(
     check_real("weight_decay", weight_decay, 0)
     groups = param_groups(model, weight_decay)
     if name == "sgd":
-        return optim.SGD(groups, lr=lr, momentum=momentum)
+        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
     if name == "adam":
-        return optim.Adam(groups, lr=lr, betas=(momentum, 0.999))
+        return optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
     if name == "adamw":
-        return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+        return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
     raise unknown_name("optimizer", name, OPTIMIZERS)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .checks import check_seed
 from .names import unknown_name
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,6 +74,44 @@ def precision_name(dtype: torch.dtype) -> str:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Return the context in which a model runs in `dtype`; float32 changes nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def can_fuse(device: torch.device, dtype: torch.dtype) -> bool | None:
+    """Whether an optimizer may step in one fused kernel: in half precision, where torch has such kernels.
+
+    None is torch's own choice. In float32 the fused kernels would round otherwise than a plain loop's.
+    """
+    return True if dtype != torch.float32 and device.type in ("cpu", "cuda") else None
+
+
+def check_compile(mode: bool | str, device: torch.device) -> None:
+    """Raise ValueError unless `torch.compile` works on this device in this mode; False asks for nothing.
+
+    A small function is compiled, which takes seconds and on the CPU needs a C++ compiler.
+    """
+    if mode is False:
+        return
+    if mode is not True and mode not in COMPILE_MODES:
+        raise unknown_name("compile mode", mode, COMPILE_MODES)
+    try:
+        torch.compile(lambda x: 2 * x.sin())(torch.ones(8, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"compile={mode!r} does not work here ({reason}); install a C++ compiler such as g++, or leave compile out"
+        ) from error
+
+
+@contextmanager
+def compiled(model: nn.Module, mode: bool | str) -> Iterator[None]:
+    """Run the model's forward through `torch.compile` while the context lasts; False changes nothing."""
+    before = getattr(model, "_compiled_call_impl", None)
+    if mode is not False:
+        model.compile(mode=None if mode is True else mode)
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = before
 
 
 def move_images(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -7,8 +7,8 @@ into a `torchvision.transforms.v2.Compose` after `ToImage`.
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -185,10 +185,11 @@ class Compose(nn.Sequential):
         return " -> ".join(map(repr, self))
 
 
-_RECIPES = {
+_RECIPES: dict[str, tuple[tuple[Callable[[], nn.Module], ...], ...]] = {
     "none": ((), ()),
     "eva6_s8": ((RandomCrop, RandomRotate), (Cutout,)),
     "eva8_s7": ((RandomCrop,), (Cutout,)),
+    "speedrun": ((RandomCrop, RandomHorizontalFlip), (partial(Cutout, 8),)),
 }
 RECIPES = tuple(_RECIPES)
 
@@ -197,7 +198,8 @@ def train_transform(recipe: str, mean: Sequence[float], std: Sequence[float]) ->
     """Return what a recipe does to the training images, in this order: crop, rotate, normalize, cut out.
 
     "eva6_s8" is RandomCrop(padding=4), RandomRotate(5) and Cutout(16); "eva8_s7" is RandomCrop(padding=4)
-    and Cutout(16); "none" only normalizes. Cutout follows Normalize, so that its 0 is the mean colour.
+    and Cutout(16); "speedrun" is RandomCrop(padding=4), RandomHorizontalFlip() and Cutout(8); "none" only
+    normalizes. Cutout follows Normalize, so that its 0 is the mean colour.
 
     Args:
         recipe: one of the names above.
