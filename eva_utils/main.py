@@ -44,6 +44,7 @@ from .utils.runtime import (
     rng_state,
     seed_everything,
     set_rng_state,
+    unwrap,
 )
 from .utils.state import collect_state, copy_states, own_generators, recorded_precision, restore_state
 
@@ -217,7 +218,8 @@ def fit(
         An error that ends a run carries the record of its finished epochs as `error.history`.
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
-    check_warmup(warmup, scheduler)
+    check_warmup(warmup, epochs, scheduler)
+    epochs, warmup = int(epochs), int(warmup)
     if seed is not None:
         check_seed(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
@@ -252,10 +254,17 @@ def fit(
             **hardware(place),
         }
         history = History(settings=settings)
-        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        parts: dict[str, Any] = {
+            "model": unwrap(model),
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "scaler": scaler,
+        }
         generators = own_generators(train_loader)
         if saved:
-            disk.check_resumable(saved, model, settings, fresh_optimizer=not optimizer.state)
+            rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
+            as_left = rates == [float(group["lr"]) for group in optimizer.param_groups]
+            disk.check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
         _check_test_batch(model, test_loader, place, dtype)
@@ -266,6 +275,7 @@ def fit(
             restore_state(saved, parts, generators)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
+            history.note_machine(hardware(place))
             disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
             if len(history) < epochs:
                 say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
@@ -282,7 +292,7 @@ def fit(
                     stepped = scheduler
                 elif epoch <= warmup:
                     batches = len(train_loader)
-                    stepped = Warmup(optimizer, history.full_rates, warmup * batches, (epoch - 1) * batches)
+                    stepped = Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
                 row = _run_epoch(
                     epoch, model, train_loader, test_loader, optimizer, stepped, scaler, progress, log, **how
                 )

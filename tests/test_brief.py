@@ -1,10 +1,13 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision import models as tv
 
 from eva_utils.models import resnet18, resnet34
 from eva_utils.models.norms import NORMS
@@ -36,7 +39,7 @@ def small(norm="layer"):
 
 
 def record(data, model, *, scheduler=None, warmup=0, lr=0.1, losses=LOSSES):
-    """What `fit` would have recorded with these test losses."""
+    """What `fit` would have recorded with these test losses; the accuracies go their own way."""
     model(torch.zeros(2, 3, 32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     scheduler = scheduler(optimizer) if scheduler else ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
@@ -45,9 +48,10 @@ def record(data, model, *, scheduler=None, warmup=0, lr=0.1, losses=LOSSES):
     rows = []
     for epoch, loss in enumerate(losses, 1):
         rate = lr * epoch / warmup if epoch < warmup else optimizer.param_groups[0]["lr"]
-        rows.append({"epoch": epoch, "lr": rate, "test_loss": loss, "test_accuracy": 50.0 + epoch})
+        accuracy = 50.0 + epoch % 4
+        rows.append({"epoch": epoch, "lr": rate, "test_loss": loss, "test_accuracy": accuracy})
         if isinstance(scheduler, ReduceLROnPlateau) and epoch > warmup:
-            scheduler.step(loss)
+            scheduler.step(loss if scheduler.mode == "min" else accuracy)
     return History(rows, settings)
 
 
@@ -92,9 +96,43 @@ def test_a_declared_warmup_is_not_the_schedules(data):
     assert check(history, small(), data, scheduler="ReduceLROnPlateau").verdict == "FAIL"
 
 
-def test_plateau_on_the_accuracy_is_replayed_too(data):
-    history = record(data, small(), scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, mode="max"), losses=[1.0])
+PLATEAUS = {
+    "accuracy": {"mode": "max", "patience": 1},
+    "threshold": {"threshold": 0.2, "patience": 1},
+    "absolute": {"threshold": 0.15, "threshold_mode": "abs", "patience": 1},
+    "cooldown": {"patience": 0, "cooldown": 3},
+    "floor": {"patience": 0, "min_lr": 0.03},
+}
+
+
+@pytest.mark.parametrize("name", PLATEAUS)
+def test_each_option_of_the_plateau_matters_in_its_replay(data, name):
+    history = record(data, small(), scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, **PLATEAUS[name]))
+    assert len({row["lr"] for row in history.rows}) > 1
     assert check(history, small(), data, scheduler="ReduceLROnPlateau").verdict == "pass"
+    for option, plain in {"mode": "min", "threshold": 1e-4, "threshold_mode": "rel", "cooldown": 0}.items():
+        if option in PLATEAUS[name]:
+            history.settings["scheduler"][option] = plain
+            assert check(history, small(), data, scheduler="ReduceLROnPlateau").verdict == "FAIL"
+            break
+
+
+def test_a_warmup_that_is_the_whole_run_fails(data):
+    history = record(data, small(), warmup=12)
+    finding = check(history, small(), data, scheduler="ReduceLROnPlateau")
+    assert (finding.verdict, finding.found) == ("FAIL", "the warmup takes all of the 12 epochs")
+
+
+def test_a_rate_within_the_warmup_is_checked_too(data):
+    history = record(data, small(), warmup=3)
+    history.rows[0]["lr"] = 0.1
+    assert check(history, small(), data, scheduler="ReduceLROnPlateau").found.startswith("epoch 1 ran at 0.1;")
+
+
+def test_another_required_schedule_is_compared_by_its_class(data):
+    history = record(data, small(), scheduler=lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=9))
+    assert check(history, small(), data, scheduler="OneCycleLR").verdict == "pass"
+    assert check(record(data, small()), small(), data, scheduler="OneCycleLR").verdict == "FAIL"
 
 
 def test_one_cycle_is_not_plateau(data):
@@ -104,16 +142,35 @@ def test_one_cycle_is_not_plateau(data):
 
 
 class Sneaky(nn.Module):
+    """Normalizes by batch statistics without a module for it, in training only."""
+
     def forward(self, x):
-        return F.batch_norm(x, torch.zeros(8), torch.ones(8))
+        return F.batch_norm(x, torch.zeros(8), torch.ones(8), training=True) if self.training else x
 
 
-@pytest.mark.parametrize("norm", ["layer", "channel"])
-def test_layer_norm_alone_passes(data, norm):
-    model = small(norm)
+class OwnLayerNorm(nn.Module):
+    """A LayerNorm of one's own, by torch's function."""
+
+    def forward(self, x):
+        return F.layer_norm(x, x.shape[1:])
+
+
+def normed(*layers):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(10))
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        ([nn.GroupNorm(1, 8)], "1 GroupNorm of one group (a forward pass: 1 group_norm of one group)"),
+        ([NORMS["channel"](8)], "1 ChannelLayerNorm (a forward pass: 1 layer_norm)"),
+        ([OwnLayerNorm()], "no normalization module (a forward pass: 1 layer_norm)"),
+    ],
+)
+def test_layer_norm_alone_passes(data, layers, found):
+    model = normed(*layers)
     finding = check(record(data, model), model, data, norm="LayerNorm")
-    named = {"layer": "1 GroupNorm of one group", "channel": "1 ChannelLayerNorm"}
-    assert (finding.verdict, finding.found) == ("pass", named[norm])
+    assert (finding.verdict, finding.found) == ("pass", found)
 
 
 def test_a_hidden_batch_norm_is_found(data):
@@ -121,24 +178,43 @@ def test_a_hidden_batch_norm_is_found(data):
     model.layer2[0].shortcut[1] = nn.BatchNorm2d(128)
     finding = check(record(data, model), model, data, norm="LayerNorm")
     assert finding.verdict == "FAIL"
-    assert finding.found == "19 GroupNorm of one group, 1 BatchNorm2d; not LayerNorm: layer2.0.shortcut.1"
+    assert finding.found.startswith("19 GroupNorm of one group, 1 BatchNorm2d (a forward pass: ")
+    assert finding.found.endswith("; not LayerNorm: layer2.0.shortcut.1")
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_other_norms_are_found(data, norm):
-    model = small(norm)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.BatchNorm2d(8)],
+        [nn.GroupNorm(4, 8)],
+        [nn.InstanceNorm2d(8)],
+        [nn.GroupNorm(1, 8), Sneaky()],
+        [nn.GroupNorm(1, 8), nn.LocalResponseNorm(2)],
+        [],
+    ],
+    ids=["batch", "group", "instance", "functional", "response", "none"],
+)
+def test_other_norms_and_none_fail(data, layers):
+    model = normed(*layers)
     assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
 
 
-def test_a_norm_without_a_module_is_found(data):
-    model = nn.Sequential(small()[0], nn.GroupNorm(1, 8), Sneaky(), nn.Flatten(), nn.LazyLinear(10))
-    finding = check(record(data, model), model, data, norm="LayerNorm")
-    assert finding.verdict == "FAIL" and finding.found.endswith("; forward() calls batch_norm")
-
-
-def test_no_norm_at_all_is_not_layer_norm(data):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+def test_a_layer_norm_that_never_runs_does_not_count(data):
+    model = normed()
+    model[0].idle = nn.LayerNorm(8)
     assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
+
+
+@pytest.mark.parametrize(("norm", "layer"), [("BatchNorm", nn.BatchNorm2d(8)), ("GroupNorm", nn.GroupNorm(4, 8))])
+def test_other_required_norms(data, norm, layer):
+    model = normed(layer)
+    assert check(record(data, model), model, data, norm=norm).verdict == "pass"
+    assert check(record(data, small()), small(), data, norm="BatchNorm").verdict == "FAIL"
+
+
+def test_an_unknown_norm_is_refused_when_the_brief_is_made():
+    with pytest.raises(ValueError, match="unknown normalization 'Layernorm': .*did you mean 'LayerNorm'"):
+        Brief("title", "objective", norm="Layernorm")
 
 
 def test_a_reparametrized_weight_is_no_normalization_layer(data):
@@ -215,9 +291,9 @@ def test_a_loader_without_a_record_is_not_checked(data):
     assert check(history, model, data, transforms=("Cutout(16, fill=0)",)).verdict == "not checked"
 
 
-def records(*indices, asked=20):
-    said = [Record(index, torch.zeros(3, 8, 8), 0, 1, 0.9) for index in indices]
-    return Records(said, "misclassified", asked)
+def records(*indices, total=100, predicted=1):
+    said = [Record(index, torch.zeros(3, 8, 8), 0, predicted, 0.9) for index in indices]
+    return Records(said, "misclassified", 20, total)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +301,11 @@ def records(*indices, asked=20):
     [
         (records(*range(20)), records(*range(20)), "pass", "20; Grad-CAM of the same indices"),
         (records(*range(20)), records(*range(1, 21)), "FAIL", "20; Grad-CAM of other indices"),
-        (records(1, 2), records(1, 2), "pass", "2, all there are; Grad-CAM of the same indices"),
-        (records(1, 2, asked=2), records(1, 2, asked=2), "FAIL", "2; Grad-CAM of the same indices"),
+        (records(*range(20)), list(range(20)), "pass", "20; Grad-CAM of the same indices"),
+        (records(1, 2, total=2), records(1, 2), "pass", "2, all there are; Grad-CAM of the same indices"),
+        (records(1, 2), records(1, 2), "FAIL", "2; Grad-CAM of the same indices"),
+        (records(*[7] * 20), records(*[7] * 20), "FAIL", "the same image more than once"),
+        (records(7, predicted=0), records(7, predicted=0), "FAIL", "#7 is not misclassified"),
         (records(), records(), "not checked", "there is none to show"),
     ],
 )
@@ -254,18 +333,11 @@ def test_map_sizes_and_layers(data):
     assert audit(rules, history, model, data, maps={"layer4": (5, 6)}).passed
 
 
-@pytest.mark.parametrize("depth", [18, 34])
-def test_depth_counts_layers_with_weights(data, depth):
-    model = {18: resnet18, 34: resnet34}[depth]()
+@pytest.mark.parametrize(("build", "found"), [(resnet18, 18), (resnet34, 34), (tv.resnet18, 18), (tv.resnet50, 50)])
+def test_depth_counts_layers_with_weights(data, build, found):
+    model = build(num_classes=10)
     finding = check(record(data, model), model, data, depth=18)
-    assert (finding.verdict, finding.found) == ("pass" if depth == 18 else "FAIL", f"{depth} in ResNet")
-
-
-def test_torchvisions_resnet18_has_that_depth_too(data):
-    from torchvision.models import resnet18 as torchvisions
-
-    model = torchvisions(num_classes=10)
-    assert check(record(data, model), model, data, depth=18).verdict == "pass"
+    assert (finding.verdict, finding.found) == ("pass" if found == 18 else "FAIL", f"{found} in ResNet")
 
 
 def notebook(tmp_path, *cells):
@@ -281,13 +353,15 @@ def plain(data, path):
 
 
 def test_a_plain_notebook_passes(data, tmp_path):
-    finding = plain(data, notebook(tmp_path, "!git clone x\n%pip install y\nimport torch", "print(1)"))
-    assert (finding.verdict, finding.found) == ("pass", "2 code cells, none defines any")
+    cells = ["!git clone x\n%pip install y\nimport torch", "files = !ls", "print?", "%%bash\ncd x && ls", "!a \\\n b"]
+    finding = plain(data, notebook(tmp_path, *cells))
+    assert (finding.verdict, finding.found) == ("pass", "a.ipynb: 5 code cells, none defines any")
 
 
 def test_definitions_in_a_notebook_are_named(data, tmp_path):
-    finding = plain(data, notebook(tmp_path, "if True:\n    def sneaky(): pass", "class Net: pass"))
-    assert (finding.verdict, finding.found) == ("FAIL", "defines sneaky, Net")
+    cells = ["if True:\n    def sneaky(): pass", "class Net: pass", "%%capture\ndef quiet(): pass", "f = lambda x: x"]
+    finding = plain(data, notebook(tmp_path, *cells))
+    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines sneaky, Net, quiet, lambda")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"cells": [{}]}'])
@@ -312,11 +386,14 @@ def test_numbers_and_names(data):
 
 
 def test_nothing_is_left_changed(data):
-    model = small().train()
+    """With batch statistics to spoil, and loaders that draw from torch's own generator."""
+    model = normed(nn.BatchNorm2d(8), nn.Dropout(0.5)).train()
     history = record(data, model)
+    loader = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4)))
+    own = SimpleNamespace(train=loader, test=loader, classes=data.classes)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    audit("eva6_s8", history, model, data)
+    audit("eva6_s8", history, model, own)
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -324,6 +401,18 @@ def test_nothing_is_left_changed(data):
 def test_a_misspelt_brief_is_told_the_nearest():
     with pytest.raises(ValueError, match=r"unknown brief 'eva6_s9': choose one of .*; did you mean 'eva6_s8'"):
         find_brief("eva6_s9")
+
+
+def test_something_else_than_a_brief_is_refused():
+    with pytest.raises(TypeError, match="brief is the name of an assignment, as 'eva6_s8', or a Brief, not list"):
+        find_brief(["eva6_s8"])
+    assert len({Brief("title", "objective"), Brief("title", "objective")}) == 1
+
+
+def test_cross_entropy_by_its_function_is_the_same_loss(data):
+    history = record(data, small())
+    history.settings["criterion"] = {"class": "cross_entropy"}
+    assert check(history, small(), data, criterion="CrossEntropyLoss").verdict == "pass"
 
 
 def test_a_history_without_an_epoch_is_refused(data):

@@ -167,8 +167,10 @@ def test_warmup_rises_by_batch_and_hands_over_to_the_scheduler(tiny_net):
 def test_a_plateau_sees_nothing_of_the_warmup(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05)
     scheduler = SCHEDULERS["plateau"](optimizer)
-    engine.fit(tiny_net, *new_loaders(), epochs=3, optimizer=optimizer, scheduler=scheduler, warmup=3, **QUIET)
-    assert scheduler.last_epoch == 0 and scheduler.best == float("inf")
+    history = engine.fit(
+        tiny_net, *new_loaders(), epochs=3, optimizer=optimizer, scheduler=scheduler, warmup=2, **QUIET
+    )
+    assert scheduler.last_epoch == 1 and scheduler.best == history.rows[-1]["test_loss"]
 
 
 def test_warmup_misuse_is_refused(tiny_net):
@@ -176,6 +178,8 @@ def test_warmup_misuse_is_refused(tiny_net):
     cycle = SCHEDULERS["one_cycle"](optimizer)
     with pytest.raises(ValueError, match="OneCycleLR sets the rate of every batch; leave warmup out"):
         engine.fit(tiny_net, *new_loaders(), epochs=5, optimizer=optimizer, scheduler=cycle, warmup=1, **QUIET)
+    with pytest.raises(ValueError, match="warmup=5 takes all of the 5 epochs; make it shorter"):
+        engine.fit(tiny_net, *new_loaders(), epochs=5, warmup=5, **QUIET)
     with pytest.raises(ValueError, match=r"warmup is a whole number from 0 up, not 1\.5"):
         engine.fit(tiny_net, *new_loaders(), epochs=5, warmup=1.5, **QUIET)
 

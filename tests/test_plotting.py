@@ -84,7 +84,7 @@ def records(data, count, asked=None, right=False, classes=10):
         target = index % classes
         image = torch.randn(3, 32, 32, generator=generator)
         made.append(Record(index + 7, image, target, target if right else (target + 1) % classes, 0.5 + index / 100))
-    return Records(made, "correctly classified" if right else "misclassified", asked or count)
+    return Records(made, "correctly classified" if right else "misclassified", asked or count, count)
 
 
 def visible(figure):

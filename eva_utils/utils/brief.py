@@ -1,6 +1,6 @@
 """An assignment's rules as data, and the audit of a run against them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from . import rules
 from .history import History
 from .names import unknown_name
 from .rules import Finding, equal
+from .runtime import keep_rng
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Brief:
         images: numbers of training and of test images.
         epochs, batch_size: exact numbers.
         optimizer, criterion: class names, as "SGD".
-        scheduler: "ReduceLROnPlateau": it must have made every change of the rate after the warmup.
-        norm: "LayerNorm": no other normalization may be in the model or run in it.
-        depth: convolutions larger than 1x1 and linear layers, 18 for a ResNet-18.
+        scheduler: class name; "ReduceLROnPlateau" must have made every change of the rate after the warmup.
+        norm: "LayerNorm", "GroupNorm" or "BatchNorm": no other normalization may be in the model or run in it.
+        depth: convolutions and linear layers, without the 1x1 convolutions of shortcuts: 18 for a ResNet-18.
         transforms: of the training images, each as it prints, in order; Normalize goes without saying.
         misclassified: how many mistakes are to be shown, and explained by Grad-CAM of the same images.
         correct: how many correctly classified images are to be shown.
@@ -37,7 +38,7 @@ class Brief:
 
     title: str
     objective: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     classes: tuple[str, ...] | None = None
     images: tuple[int, int] | None = None
     epochs: int | None = None
@@ -53,6 +54,10 @@ class Brief:
     layers: tuple[str, ...] | None = None
     least_map: int | None = None
     plain_notebook: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and self.norm not in rules.NORMALIZATIONS:
+            raise unknown_name("normalization", self.norm, rules.NORMALIZATIONS)
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -109,6 +114,8 @@ def find_brief(brief: str | Brief) -> Brief:
     """
     if isinstance(brief, Brief):
         return brief
+    if not isinstance(brief, str):
+        raise TypeError(f"brief is the name of an assignment, as 'eva6_s8', or a Brief, not {type(brief).__name__}")
     if brief not in BRIEFS:
         raise unknown_name("brief", brief, BRIEFS)
     return BRIEFS[brief]
@@ -158,33 +165,40 @@ def audit(
         data: what `load_data` returned and the run was trained on.
         shown: the records that are shown, by kind: {"misclassified": predictions.wrong(20),
             "correctly classified": predictions.correct(20)}.
-        explained: the records that Grad-CAM explains, likewise.
+        explained: the records that Grad-CAM explains, or their indices, likewise.
         maps: height and width of each layer's Grad-CAM map, as `GradCAM.sizes` gives them.
         notebook: file of the notebook; None is the notebook this runs in, if it runs in one.
 
     Raises:
         ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
     """
-    brief = find_brief(brief)
+    with keep_rng():
+        return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))
+
+
+def _findings(
+    brief: Brief, history: History, model: nn.Module, data: Any, shown: Any, explained: Any, maps: Any, notebook: Any
+) -> list[Finding]:
     settings, rows = history.settings, history.rows
     if not rows:
         raise ValueError("no epoch has finished, so there is nothing to audit")
-    trained, tested = settings["train_loader"], settings["test_loader"]
-    counts = (trained["images"], tested["images"]) if "images" in trained and "images" in tested else None
+    trained, criterion = settings["train_loader"], settings["criterion"]
+    counts = (trained.get("images"), count_images(data.test))
+    loss = {"cross_entropy": "CrossEntropyLoss"}.get(criterion["class"], criterion["class"])
     findings = [
         *equal("classes", brief.classes, tuple(data.classes)),
-        *equal("training and test images", brief.images, counts),
+        *equal("training and test images", brief.images, None if None in counts else counts),
         *equal("epochs", brief.epochs, len(rows)),
         *equal("batch size", brief.batch_size, trained.get("batch_size")),
         *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
-        *equal("loss", brief.criterion, settings["criterion"]["class"], rules.smoothing(settings["criterion"])),
+        *equal("loss", brief.criterion, loss, rules.smoothing(criterion)),
     ]
     if brief.scheduler is not None:
         findings.append(rules.learning_rate(brief.scheduler, settings, rows))
     if brief.depth is not None:
         findings.append(rules.depth(brief.depth, model))
     if brief.norm is not None:
-        findings.append(rules.normalization(model, next(iter(data.test))[0][:2]))
+        findings.append(rules.normalization(brief.norm, model, next(iter(data.test))[0][:2]))
     if brief.transforms is not None:
         findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
     if brief.correct is not None:
@@ -198,4 +212,10 @@ def audit(
         findings.append(rules.map_sizes(brief.least_map, maps))
     if brief.plain_notebook:
         findings.append(rules.plain_notebook(notebook))
-    return Audit(findings)
+    return findings
+
+
+def count_images(loader: Any) -> int | None:
+    """Return how many images a loader has, or None where it does not say."""
+    counted = getattr(loader, "labels", getattr(loader, "dataset", None))
+    return len(counted) if isinstance(counted, Sized) else None

@@ -23,10 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .runtime import unwrap
+
 _MARK = b"sha256:"
 _SEAL_BYTES = len(_MARK) + 64
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
+
+
+_BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False}
 
 
 class DamagedFileError(ValueError):
@@ -117,13 +122,13 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     path = Path(run) / f"{which}.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the folder that fit(checkpoint=...) wrote")
-    weights = load_verified(path)
-    problem = weights_differ(weights, model)
+    weights, model_itself = load_verified(path), unwrap(model)
+    problem = weights_differ(weights, model_itself)
     if problem:
         raise ValueError(
-            f"{path} does not fit this {type(model).__name__}: {problem}; build the model that was trained"
+            f"{path} does not fit this {type(model_itself).__name__}: {problem}; build the model that was trained"
         )
-    model.load_state_dict(weights)
+    model_itself.load_state_dict(weights)
     return model
 
 
@@ -226,7 +231,7 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
     skip = set() if fresh_optimizer else _SCHEDULED
     compared = ("optimizer", "scheduler", "warmup", "criterion", "batches", "train_loader", "test_loader")
     for name in (*compared, "precision", "compile"):
-        difference = _difference(name, before[name], settings[name], skip)
+        difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")
 

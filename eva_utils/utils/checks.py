@@ -98,9 +98,11 @@ def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
         )
 
 
-def check_warmup(warmup: int, scheduler: LRScheduler | None) -> None:
-    """Raise ValueError unless a warmup is a number of epochs and the scheduler leaves room for it."""
+def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> None:
+    """Raise ValueError unless a warmup leaves epochs to train at the full rate, and the scheduler room for it."""
     check_whole("warmup", warmup, 0)
+    if warmup >= epochs:
+        raise ValueError(f"warmup={warmup} takes all of the {epochs} epochs; make it shorter")
     if warmup and isinstance(scheduler, OneCycleLR | CyclicLR):
         raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .checks import explain_failure, is_misfit
 from .names import unknown_name
+from .runtime import unwrap
 
 LEAST_SIDE = 5
 
@@ -44,7 +45,7 @@ class GradCAM:
     def __init__(
         self, model: nn.Module, layers: Sequence[str] | None = None, *, reshape: Reshape | None = None
     ) -> None:
-        self.model = _unwrap(model)
+        self.model = unwrap(model)
         if any(parameter.is_inference() for parameter in self.model.parameters()):
             raise ValueError(
                 "the model was made inside torch.inference_mode(), so it has no gradients; build it outside"
@@ -225,18 +226,6 @@ def _unreached(name: str) -> str:
         f"layer {name!r} does not reach the logits by a path with gradients; choose another, or see whether "
         "forward() uses no_grad() or detach() after it"
     )
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile's and the parallel wrappers."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, wrappers):
-            model = model.module
-        else:
-            return model
 
 
 def _chosen_classes(classes: Any, logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +44,16 @@ class History:
         return max(self.rows, key=lambda row: row["test_accuracy"])
 
     @property
-    def full_rates(self) -> list[float]:
+    def start_rates(self) -> list[float]:
         """The learning rate of each group of the optimizer as the run began."""
         optimizer = self.settings["optimizer"]
         return [group["lr"] for name, group in optimizer.items() if name != "class"]
+
+    def note_machine(self, machine: dict) -> None:
+        """Note that the run goes on elsewhere, unless it is where it was; "continued" lists the changes."""
+        places = [self.settings, *self.settings.get("continued", [])]
+        if self.rows and any(places[-1].get(name) != value for name, value in machine.items()):
+            self.settings["continued"] = [*places[1:], {"after": len(self.rows), **machine}]
 
     def to_json(self) -> str:
         """Return the record as JSON text, a line for each row."""
@@ -86,7 +93,11 @@ def describe_run(
 
 
 def _describe_loader(loader: Any) -> dict[str, Any]:
-    options = loader.describe() if hasattr(loader, "describe") else {"batch_size": getattr(loader, "batch_size", None)}
+    if hasattr(loader, "describe"):
+        return {"class": type(loader).__name__, **loader.describe()}
+    options = {"batch_size": getattr(loader, "batch_size", None)}
+    if isinstance(getattr(loader, "dataset", None), Sized):
+        options["images"] = len(loader.dataset)
     return {"class": type(loader).__name__, **options}
 
 

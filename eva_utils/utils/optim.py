@@ -1,6 +1,6 @@
 """Optimizers by name for the command line, and parameter groups."""
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from .checks import check_real, check_whole
 from .names import unknown_name
@@ -86,7 +86,10 @@ class Warmup:
         self.done += 1
         share = min(1.0, (self.done + 1) / self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = share * rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(share * rate)
+            else:
+                group["lr"] = share * rate
 
 
 def make_optimizer(

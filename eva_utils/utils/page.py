@@ -1,6 +1,5 @@
 """The README of a run, text and figures, from its record alone."""
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -12,56 +11,64 @@ from typing import Any
 from . import plotting
 from .checkpoint import write_atomic
 from .history import History
-from .predictions import Predictions, Record, Records
+from .predictions import HITS, MISTAKES, Predictions, Record, Records
 from .rules import FAIL, PASS, smoothing
+from .seal import is_sealed, seal_png, seal_text
 
-HITS, MISTAKES = "correctly classified", "misclassified"
-_SEAL = re.compile(rb"<!-- written by eva_utils, sha256 ([0-9a-f]{64}) -->\n\Z")
+FIGURES = ("curves", "confusion", "correct", "correct_gradcam", "misclassified", "misclassified_gradcam")
 
 
-def check_own(readme: Path) -> None:
-    """Refuse to write over a README.md or figures/ that `write_page` did not write, or that was edited since.
+def check_own(folder: Path) -> None:
+    """Refuse to write over a README.md or a figure that was not written here, or was edited since.
 
     Raises:
         ValueError: there is such a file.
     """
-    figures = readme.parent / "figures"
-    if readme.exists():
-        content = readme.read_bytes()
-        seal = _SEAL.search(content)
-        if not seal or hashlib.sha256(content[: seal.start()]).hexdigest().encode() != seal[1]:
-            raise ValueError(f"{readme} was edited or written by hand; rename it, and the report is written beside it")
-    elif figures.exists() and any(figures.iterdir()):
-        raise ValueError(f"{figures} holds files and there is no README.md of a report; rename the folder")
+    for path in (folder / "README.md", *(folder / "figures" / f"{name}.png" for name in FIGURES)):
+        if path.exists() and not is_sealed(path):
+            raise ValueError(f"{path} was edited or written by hand; rename it, and the report is written beside it")
 
 
-def write_page(folder: Path, record: dict) -> Path:
-    """Draw the figures of a record into figures/, write README.md beside them and return its path."""
-    (folder / "figures").mkdir(exist_ok=True)
+def render(record: dict) -> dict[str, bytes]:
+    """Return the files of a report, by their path in its folder: the same record gives the same bytes."""
     with plotting.default_style():
-        for name, figure in _figures(record).items():
-            write_atomic(folder / "figures" / f"{name}.png", plotting.png_bytes(figure))
-    body = _text(record).encode()
-    seal = f"<!-- written by eva_utils, sha256 {hashlib.sha256(body).hexdigest()} -->\n"
-    write_atomic(folder / "README.md", body + seal.encode())
+        drawn = _figures(record)
+        pages = {f"figures/{name}.png": seal_png(plotting.png_bytes(figure)) for name, figure in drawn.items()}
+    return pages | {"README.md": seal_text(_text(record))}
+
+
+def write_page(folder: Path, pages: dict[str, bytes]) -> Path:
+    """Write what `render` returned, the README last, and return its path; figures of an earlier report go."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for old in (*figures.glob(".*.tmp"), *(figures / f"{name}.png" for name in FIGURES)):
+        if f"figures/{old.name}" not in pages:
+            old.unlink(missing_ok=True)
+    for name, content in pages.items():
+        write_atomic(folder / name, content)
     return folder / "README.md"
 
 
 def _figures(record: dict) -> dict[str, Any]:
     data = SimpleNamespace(**record["data"])
-    said = record["predictions"]
-    predictions = Predictions(None, said["probabilities"], said["predicted"], said["target"])
     figures = {
         "curves": plotting.plot_history(History(record["rows"])),
-        "confusion": plotting.plot_confusion(predictions, data),
+        "confusion": plotting.plot_confusion(_predictions(record), data),
     }
     for name, kind in (("correct", HITS), ("misclassified", MISTAKES)):
         gallery = record["galleries"][kind]
         if gallery["records"]:
-            records = Records([Record(**fields) for fields in gallery["records"]], kind, gallery["asked"])
+            said = [Record(**fields) for fields in gallery["records"]]
+            records = Records(said, kind, gallery["asked"], gallery["total"])
             figures[name] = plotting.plot_images(records, data)
-            figures[f"{name}_gradcam"] = plotting.draw_gradcam(records, data, gallery["maps"], gallery["true_maps"])
+            if gallery["maps"]:
+                maps = gallery["maps"], gallery["true_maps"]
+                figures[f"{name}_gradcam"] = plotting.draw_gradcam(records, data, *maps)
     return figures
+
+
+def _predictions(record: dict) -> Predictions:
+    return Predictions(None, **record["predictions"])
 
 
 def _text(record: dict) -> str:
@@ -71,7 +78,7 @@ def _text(record: dict) -> str:
         "Model summary": _fence(record["summary"]),
         "Results": _results(record),
         "Training log": _fence("\n".join(_log(record)))
-        + "\n\nThe time of an epoch is that of its training and its test.",
+        + "\n\nFrom the record; the time of an epoch is that of its training and its test.",
         "Curves": "![Loss and accuracy by epoch](figures/curves.png)",
         "Correctly classified images": _gallery(record, HITS, "correct"),
         "Grad-CAM of the correctly classified images": _gradcam(record, HITS, "correct"),
@@ -90,9 +97,10 @@ def _text(record: dict) -> str:
 def escape(text: object) -> str:
     """Return text that Markdown and HTML show as it is: what they could read as markup becomes an entity."""
     plain = re.sub(r"\s+", " ", str(text)).strip()
-    return re.sub(
-        r"[^\w\s,.:;()%/=+±→'-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//)", lambda match: f"&#{ord(match[0])};", plain
-    )
+    markup = r"[^\w\s,.:;()%/=+±→'-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//)"
+    plain = re.sub(markup, lambda match: f"&#{ord(match[0])};", plain)
+    # What begins a list or underlines a heading.
+    return re.sub(r"^(\d*)([-+=.)])", lambda match: f"{match[1]}&#{ord(match[2])};", plain)
 
 
 def _fence(text: str) -> str:
@@ -130,7 +138,7 @@ def _parameters(record: dict) -> str:
             ", ".join(filter(None, steps)) or ("none" if "transform" in trained else "not recorded"),
         ),
         ("normalization of pixels", f"mean {_rounded(data['mean'])}, standard deviation {_rounded(data['std'])}"),
-        ("batch size", trained.get("batch_size")),
+        ("batch size", trained.get("batch_size") or "not recorded"),
         ("epochs", len(record["rows"])),
         ("optimizer", optimizer["class"] + "; ".join(dict.fromkeys(_options(group, rates) for group in groups))),
         ("learning rate schedule", schedule["class"] + _options(ran, ran)),
@@ -138,7 +146,12 @@ def _parameters(record: dict) -> str:
         ("loss", settings["criterion"]["class"] + smoothing(settings["criterion"])),
         ("model", f"{settings['model']}, {settings['parameters']:,} parameters"),
         ("precision", settings["precision"]),
-        ("seed", ", ".join(f"{seed} of the {part}" for part, seed in seeds.items() if seed is not None)),
+        (
+            "seed",
+            "not recorded"
+            if not any(seeds.values())
+            else ", ".join(f"{seed} of the {part}" for part, seed in seeds.items() if seed is not None),
+        ),
     ]
     return _table(("parameter", "value"), rows)
 
@@ -216,6 +229,8 @@ def _gallery(record: dict, kind: str, name: str) -> str:
 def _gradcam(record: dict, kind: str, name: str) -> str:
     if not record["galleries"][kind]["records"]:
         return ""
+    if not record["maps"]:
+        return f"There is none: {escape(record['unexplained'])}."
     sizes = ", ".join(f"{layer} {height}x{width}" for layer, (height, width) in record["maps"].items())
     shown = (
         "Each row is one image: as it is, then overlay and map for the predicted class at each layer."
@@ -229,8 +244,7 @@ def _gradcam(record: dict, kind: str, name: str) -> str:
 
 
 def _confusion(record: dict) -> str:
-    said, classes = record["predictions"], record["data"]["classes"]
-    predictions = Predictions(None, said["probabilities"], said["predicted"], said["target"])
+    predictions, classes = _predictions(record), record["data"]["classes"]
     counts = predictions.confusion()
     rows = []
     for place, (name, accuracy) in enumerate(zip(classes, predictions.class_accuracy().tolist(), strict=True)):
@@ -252,6 +266,12 @@ def _audit(findings: list[dict]) -> str:
     return f"{passed} of {len(findings)} rules pass.\n\n{table.replace('| FAIL |', '| **FAIL** |')}"
 
 
+def _machine(place: dict) -> str:
+    day = place.get("date", "day not recorded")
+    machine = f"{place['machine']}, {place['threads']} threads, {place['device']}"
+    return f"{day}, {machine}; Python {place['python']}, torch {place['torch']}"
+
+
 def _made(record: dict) -> str:
     settings, seconds = record["settings"], [row["seconds"] for row in record["rows"]]
     hours, rest = divmod(round(sum(seconds)), 3600)
@@ -259,13 +279,11 @@ def _made(record: dict) -> str:
     epochs = f"{len(seconds)} epoch{'s' * (len(seconds) > 1)}"
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     prints = ", ".join(f"{part} {settings[f'{part}_loader'].get('fingerprint')}" for part in ("train", "test"))
+    places = [("trained on", settings)]
+    places += [(f"after epoch {place['after']} on", place) for place in settings.get("continued", [])]
     rows = [
-        (
-            "trained on",
-            f"{settings['date']}, {settings['machine']}, {settings['threads']} threads, {settings['device']}",
-        ),
+        *((when, _machine(place)) for when, place in places),
         ("time", f"{duration} for {epochs}, tests included; median epoch {median(seconds):.1f} s"),
-        ("trained with", f"Python {settings['python']}, torch {settings['torch']}"),
         ("report made with", packages),
         ("fingerprint of the data", prints),
     ]

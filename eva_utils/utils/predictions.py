@@ -10,6 +10,8 @@ from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomS
 from .checks import check_batch, check_labels, check_logits, check_whole, explain_failure, is_misfit
 from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
+MISTAKES, HITS = "misclassified", "correctly classified"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -31,11 +33,14 @@ class Record:
 
 
 class Records(list[Record]):
-    """Records in order, with their `kind` ("misclassified" or "correctly classified") and how many were `asked` for."""
+    """Records in order, with their `kind`, how many were `asked` for and how many there are of the kind in `total`.
 
-    def __init__(self, records: list[Record], kind: str, asked: int) -> None:
+    The kind is `MISTAKES` or `HITS`.
+    """
+
+    def __init__(self, records: list[Record], kind: str, asked: int, total: int) -> None:
         super().__init__(records)
-        self.kind, self.asked = kind, asked
+        self.kind, self.asked, self.total = kind, asked, total
 
 
 class Predictions:
@@ -78,11 +83,11 @@ class Predictions:
         Raises:
             ValueError: n is below 1, the order is neither, or a class does not exist.
         """
-        return self._select(self.predicted != self.target, "misclassified", n, order, seed, target, predicted)
+        return self._select(self.predicted != self.target, MISTAKES, n, order, seed, target, predicted)
 
     def correct(self, n: int = 20, *, order: str = "confident", seed: int = 0, target: int | None = None) -> Records:
         """Return up to n correctly classified images; arguments as those of `wrong`."""
-        return self._select(self.predicted == self.target, "correctly classified", n, order, seed, target, None)
+        return self._select(self.predicted == self.target, HITS, n, order, seed, target, None)
 
     def confusion(self) -> Tensor:
         """Return the counts as int64 (C, C): a row for each true class, a column for each predicted one."""
@@ -107,6 +112,7 @@ class Predictions:
         check_whole("n", n, 1)
         if order not in ("confident", "random"):
             raise ValueError(f"order is 'confident' or 'random', not {order!r}")
+        total = int(mask.sum())
         for name, value, found in (("target", target, self.target), ("predicted", predicted, self.predicted)):
             if value is not None:
                 classes = self.probabilities.shape[1]
@@ -120,7 +126,7 @@ class Predictions:
         else:
             confidence = self.probabilities[positions].gather(1, self.predicted[positions, None]).flatten()
             positions = positions[confidence.argsort(descending=True, stable=True)]
-        return Records(self._records(positions[:n].tolist()), kind, n)
+        return Records(self._records(positions[:n].tolist()), kind, n, total)
 
     def _records(self, positions: list[int]) -> list[Record]:
         """Fetch the images at these positions by passing over the loader again, as far as needed."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from .checks import are_probabilities, trainable_parameters
 from .images import ImageFiles
 from .loader import Loader
-from .runtime import rng_state, set_rng_state
+from .runtime import keep_rng
 from .transforms import Normalize
 
 OVERFIT_IMAGES = 16
@@ -75,8 +75,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
         raise TypeError(
             f"preflight takes a model and what load_data returned, not {type(model).__name__} and {type(data).__name__}"
         )
-    state = rng_state()
-    try:
+    with keep_rng():
         images, labels = next(iter(data.train))
         images, labels = images[:OVERFIT_IMAGES].cpu(), labels[:OVERFIT_IMAGES].cpu()
         trial = copy.deepcopy(model).cpu().train()
@@ -89,8 +88,6 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
         checks.append(_shares_no_image(data.train, data.test))
         checks += augmentation_checks(data.train)
         return Preflight(checks)
-    finally:
-        set_rng_state(state)
 
 
 def _outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:

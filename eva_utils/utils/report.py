@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import page
-from .brief import Audit, Brief, audit, find_brief
-from .checkpoint import latest_state, load_weights, save_verified
+from .brief import Audit, Brief, audit, count_images, find_brief
+from .checkpoint import DamagedFileError, latest_state, load_verified, load_weights, save_verified
 from .gradcam import GradCAM
 from .history import History
 from .lock import locked
 from .predictions import Predictions, Records, predict
-from .runtime import pick_device, pick_precision, versions
+from .runtime import keep_rng, pick_device, pick_precision, unwrap, versions
 from .summary import summary
 
 RECORD = "report.pt"
@@ -66,29 +66,42 @@ def write_report(
     """
     folder, brief = Path(run), None if brief is None else find_brief(brief)
     _check_arguments(model, data)
-    if not folder.is_dir() or not any(folder.glob("epoch-*.pt")):
+    if not folder.is_dir() or not any(folder.glob("epoch-[0-9]*.pt")):
         raise FileNotFoundError(
             f"{folder} holds no finished epoch of a run; give the folder that fit(checkpoint=) wrote"
         )
-    with locked(folder):
+    with locked(folder), keep_rng():
         history = _read_history(folder)
-        split = _tested_split(history, data)
-        page.check_own(folder / "README.md")
+        splits = _tested_splits(history, data)
+        _check_own(folder)
         place = pick_device(device)
         how: dict[str, Any] = {"device": place, "precision": _precision(history, place)}
-        trial = load_weights(copy.deepcopy(getattr(model, "_orig_mod", model)), folder, "best")
+        trial = load_weights(copy.deepcopy(unwrap(model)), folder, "best")
         predictions = predict(trial, data.test, **how)
-        results = _results(folder, history, trial, predictions, split, data, how)
+        if predictions.probabilities.shape[1] != len(data.classes):
+            raise ValueError(
+                f"the model has {predictions.probabilities.shape[1]} outputs and the data {len(data.classes)} classes; "
+                f"build and train it with num_classes={len(data.classes)}"
+            )
+        results = _results(folder, history, trial, predictions, splits, data, how)
         load_weights(trial, folder, "best")
         asked = brief.layers if brief and brief.layers else ()
         layers = [layer for layer in asked if layer in dict(trial.named_modules())] or None
-        galleries = _galleries(trial, predictions, layers)
         image = next(iter(data.test))[0][:1]
-        maps = GradCAM(trial, layers).sizes(image)
-        shown = {kind: gallery["records"] for kind, gallery in galleries.items()}
-        found = audit(
-            brief, history, trial, data, shown=shown, explained=shown, maps=maps, notebook=notebook
-        ) if brief else None  # fmt: skip
+        maps, unexplained = _map_sizes(trial, layers, image)
+        galleries = _galleries(trial, predictions, list(maps))
+        found = None
+        if brief:
+            found = audit(
+                brief,
+                history,
+                trial,
+                data,
+                shown={kind: gallery["records"] for kind, gallery in galleries.items()},
+                explained={kind: gallery["explained"] for kind, gallery in galleries.items()} if maps else None,
+                maps=maps,
+                notebook=notebook,
+            )
         record = {
             "title": brief.title if brief else f"{history.settings['model']}, {len(history)} epochs",
             "objective": brief.objective if brief else "Train an image classifier and see what it learnt.",
@@ -105,11 +118,13 @@ def write_report(
             },
             "galleries": {kind: _pack(gallery) for kind, gallery in galleries.items()},
             "maps": {layer: list(size) for layer, size in maps.items()},
+            "unexplained": unexplained,
             "versions": versions(),
             "command": _command(folder),
         }
+        pages = page.render(record)
         save_verified(folder / RECORD, record)
-        path = page.write_page(folder, record)
+        path = page.write_page(folder, pages)
     return Report(path, found, record)
 
 
@@ -121,6 +136,16 @@ def _check_arguments(model: Any, data: Any) -> None:
         raise TypeError(f"data is what load_data returned; {type(data).__name__} has no {missing[0]}")
 
 
+def _check_own(folder: Path) -> None:
+    """Refuse to write over files that were not written here."""
+    page.check_own(folder)
+    if (folder / RECORD).exists():
+        try:
+            load_verified(folder / RECORD)
+        except DamagedFileError as error:
+            raise ValueError(f"{error}; rename or remove it, and it is written anew") from error
+
+
 def _read_history(folder: Path) -> History:
     """Return the record of a finished run from its last checkpoint, whose checksum guards it."""
     notes: list[str] = []
@@ -128,38 +153,48 @@ def _read_history(folder: Path) -> History:
     if notes:
         raise ValueError(f"the last checkpoint is damaged, so the run is not whole ({notes[0]}); resume it first")
     history = History(**(state or {})["history"])
-    wanted = history.settings["epochs"]
+    written = folder / "history.json"
+    try:
+        claimed = History.from_json(written.read_text(encoding="utf-8"))
+        # How many epochs it is to have may change after an epoch is saved; only history.json knows.
+        wanted = history.settings["epochs"] = claimed.settings["epochs"]
+        same = claimed == History.from_json(history.to_json())
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"{written} is not what the run recorded; fit with resume='auto' and epochs={len(history)} writes it anew"
+        )
     if len(history) < wanted:
         raise ValueError(
             f"the run in {folder} has {len(history)} of its {wanted} epochs; finish it with resume='auto' (--resume), "
             f"or end it there with epochs={len(history)}"
         )
-    text = (folder / "history.json").read_text(encoding="utf-8") if (folder / "history.json").exists() else ""
-    try:
-        same = json.loads(text) == json.loads(history.to_json())
-    except ValueError:
-        same = False
-    if not same:
-        raise ValueError(
-            f"{folder / 'history.json'} is not what the run recorded; resume='auto' with the same epochs writes it anew"
-        )
     return history
 
 
-def _tested_split(history: History, data: Any) -> str:
-    """Return which split chose the best epoch, "test" or "validation", or refuse data that is not the run's."""
-    recorded = {part: history.settings[f"{part}_loader"].get("fingerprint") for part in ("train", "test")}
-    if None in recorded.values():
-        return "test"
-    if recorded["train"] != getattr(data.train, "fingerprint", None):
+def _tested_splits(history: History, data: Any) -> list[str]:
+    """Return the splits that may have chosen the best epoch, or refuse data that is not the run's.
+
+    A loader of `load_data` is known by its fingerprint, another by its number of images.
+    """
+    trained, tested = (history.settings[f"{part}_loader"] for part in ("train", "test"))
+    if trained.get("fingerprint") != getattr(data.train, "fingerprint", None):
         raise ValueError(
             "data.train is not what the run was trained on; load the data as it was, with the same options"
         )
+    found = []
     for name in ("test", "validation"):
         split = getattr(data, name, None)
-        if split is not None and getattr(split, "fingerprint", None) == recorded["test"]:
-            return name
-    raise ValueError("the run was tested on other images than data's; load the data as it was, with the same options")
+        if split is None or getattr(split, "fingerprint", None) != tested.get("fingerprint"):
+            continue
+        if tested.get("images") in (None, count_images(split)):
+            found.append(name)
+    if not found:
+        raise ValueError(
+            "the run was tested on other images than data's; load the data as it was, with the same options"
+        )
+    return found
 
 
 def _precision(history: History, device: torch.device) -> str:
@@ -173,45 +208,53 @@ def _precision(history: History, device: torch.device) -> str:
 
 
 def _results(
-    folder: Path, history: History, model: nn.Module, predictions: Predictions, split: str, data: Any, how: dict
+    folder: Path, history: History, model: nn.Module, predictions: Predictions, splits: list[str], data: Any, how: dict
 ) -> dict:
     """Return the headline, and refuse weights that do not score what the record says."""
     best, last = history.best, history.rows[-1]
-    scored = predictions if split == "test" else predict(model, data.validation, **how)
-    recorded = round(best["test_accuracy"] * len(scored) / 100)
-    found = int((scored.predicted == scored.target).sum())
-    # Another device or library rounds otherwise, which turns a rare image.
-    if abs(found - recorded) > math.ceil(len(scored) / 1000):
+    for split in splits:
+        scored = predictions if split == "test" else predict(model, data.validation, **how)
+        recorded = round(best["test_accuracy"] * len(scored) / 100)
+        found = int((scored.predicted == scored.target).sum())
+        # Another device or library rounds otherwise, which turns a rare image.
+        if abs(found - recorded) <= math.ceil(len(scored) / 1000):
+            break
+    else:
         raise ValueError(
             f"best.pt gets {found} of {len(scored)} images right and the record says {recorded}; "
             "these are not the weights or not the images of the record"
         )
-    if split == "test":
-        last_accuracy = last["test_accuracy"]
-    else:
+    accuracies = {"best": best["test_accuracy"], "last": last["test_accuracy"]}
+    if split != "test":
         load_weights(model, folder, "last")
-        last_accuracy = predict(model, data.test, **how).accuracy
+        accuracies = {"best": predictions.accuracy, "last": predict(model, data.test, **how).accuracy}
     return {
         "split": split,
         "chosen_on": len(scored),
         "chosen_accuracy": best["test_accuracy"],
-        "best": {
-            "epoch": best["epoch"],
-            "accuracy": best["test_accuracy"] if split == "test" else predictions.accuracy,
-        },
-        "last": {"epoch": last["epoch"], "accuracy": last_accuracy},
+        "best": {"epoch": best["epoch"], "accuracy": accuracies["best"]},
+        "last": {"epoch": last["epoch"], "accuracy": accuracies["last"]},
         "recomputed": predictions.accuracy,
         "samples": len(predictions),
     }
 
 
-def _galleries(model: nn.Module, predictions: Predictions, layers: list[str] | None) -> dict[str, dict]:
-    """Return the hits and the mistakes to show, with the maps of the same records."""
-    cam, galleries = GradCAM(model, layers), {}
+def _map_sizes(model: nn.Module, layers: list[str] | None, image: Tensor) -> tuple[dict[str, tuple[int, int]], str]:
+    """Return the sizes of the layers' maps, or why this model has none."""
+    try:
+        return GradCAM(model, layers).sizes(image), ""
+    except ValueError as error:
+        return {}, str(error)
+
+
+def _galleries(model: nn.Module, predictions: Predictions, layers: list[str]) -> dict[str, dict]:
+    """Return the hits and the mistakes to show, with the maps of the same records at the layers, if there are any."""
+    galleries = {}
     for records in (predictions.correct(SHOWN), predictions.wrong(SHOWN)):
-        gallery: dict[str, Any] = {"records": records, "maps": {}, "true_maps": {}}
-        if records:
-            images = torch.stack([record.image for record in records])
+        gallery: dict[str, Any] = {"records": records, "explained": [], "maps": {}, "true_maps": {}}
+        if records and layers:
+            cam, images = GradCAM(model, layers), torch.stack([record.image for record in records])
+            gallery["explained"] = [record.index for record in records]
             gallery["maps"] = cam(images, [record.predicted for record in records])
             if len(gallery["maps"]) == 1:
                 gallery["true_maps"] = cam(images, [record.target for record in records])
@@ -223,7 +266,7 @@ def _pack(gallery: dict) -> dict:
     """Turn a gallery into tensors and plain values."""
     records: Records = gallery["records"]
     fields = [asdict(record) for record in records]
-    return {**gallery, "records": fields, "asked": records.asked}
+    return {**gallery, "records": fields, "asked": records.asked, "total": records.total}
 
 
 def _describe_data(data: Any) -> dict:

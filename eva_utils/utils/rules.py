@@ -1,20 +1,23 @@
 """One function for each kind of rule an assignment has: what was found in a run, and the verdict."""
 
-import ast
-import json
-import sys
+import copy
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from .notebook import cells_of, cells_run_here, definitions
+from .predictions import HITS
 from .preflight import augmentation_checks
-from .runtime import keep_modes, rng_state, set_rng_state
+from .runtime import unwrap
 
 PASS, FAIL, UNCHECKED = "pass", "FAIL", "not checked"
 
@@ -60,35 +63,36 @@ def smoothing(criterion: dict) -> str:
 
 
 def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
-    """Replay the recorded schedule on the recorded test results: it must give every recorded rate."""
-    rule, scheduler = "learning rate", settings["scheduler"]
+    """Compare the schedule's class; ReduceLROnPlateau is replayed as well and must give every recorded rate."""
+    rule, found = "learning rate", settings["scheduler"]["class"]
+    if required != "ReduceLROnPlateau":
+        return _finding(rule, required, found, found == required)
     asked = f"{required} makes every change of it"
-    if scheduler["class"] != required:
-        return _finding(rule, asked, scheduler["class"], False)
+    if found != required:
+        return _finding(rule, asked, found, False)
     warmup = settings.get("warmup", 0)
-    cuts = []
-    for before, row, expected in zip(rows, rows[1:], replay_plateau(settings, rows), strict=False):
-        if before["epoch"] < warmup:
-            continue
-        if abs(row["lr"] - expected) > 1e-9 * expected:
-            found = f"epoch {row['epoch']} ran at {row['lr']:g}; {required} says {expected:g}"
-            return _finding(rule, asked, found, False)
-        if row["lr"] != before["lr"]:
-            cuts.append(row["epoch"])
-    made = f"{len(cuts)} changes, from epoch {', '.join(map(str, cuts))} on" if cuts else "no change"
-    rates = f"{rows[0]['lr'] if not warmup else rows[min(warmup, len(rows)) - 1]['lr']:g} to {rows[-1]['lr']:g}"
-    after = f" after a warmup of {warmup} epochs" if warmup else ""
-    return _finding(rule, asked, f"{made}, {rates}{after}, each as {required} gives it on the record", True)
+    if warmup >= len(rows):
+        return _finding(rule, asked, f"the warmup takes all of the {len(rows)} epochs", False)
+    expected = replay_plateau(settings, rows)
+    for row, rate in zip(rows, expected, strict=True):
+        if not math.isclose(row["lr"], rate, rel_tol=1e-6):
+            return _finding(rule, asked, f"epoch {row['epoch']} ran at {row['lr']:g}; {required} says {rate:g}", False)
+    cuts = [row["epoch"] for before, row in pairwise(rows[max(warmup - 1, 0) :]) if row["lr"] != before["lr"]]
+    made = f"cut from epoch {', '.join(map(str, cuts))} on" if cuts else "never cut"
+    after = f" after a warmup of {warmup} epoch{'s' * (warmup > 1)}" if warmup else ""
+    start = settings["optimizer"]["group 0"]["lr"]
+    return _finding(rule, asked, f"{start:g}{after}, {made}: each epoch's as {required} gives it on the record", True)
 
 
 def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
-    """Return the rate that ReduceLROnPlateau gives after each epoch, from its options and the recorded test results.
+    """Return the rate each epoch should have ended at, from ReduceLROnPlateau's options and the recorded tests.
 
     Args:
         settings: of a history whose scheduler is a ReduceLROnPlateau.
         rows: of that history.
     """
-    scheduler, start = settings["scheduler"], settings["optimizer"]["group 0"]["lr"]
+    scheduler, warmup = settings["scheduler"], settings.get("warmup", 0)
+    start = settings["optimizer"]["group 0"]["lr"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=start)
     options = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -96,69 +100,90 @@ def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
     )
     rates = []
     for row in rows:
-        if row["epoch"] > settings.get("warmup", 0):
-            plateau.step(row["test_loss"] if scheduler["mode"] == "min" else row["test_accuracy"])
+        if row["epoch"] <= warmup:
+            rates.append(start * row["epoch"] / warmup)
+            continue
         rates.append(optimizer.param_groups[0]["lr"])
+        plateau.step(row["test_loss"] if scheduler["mode"] == "min" else row["test_accuracy"])
     return rates
 
 
+_SHORTCUTS = {"shortcut", "downsample", "skip", "identity", "projection", "residual"}
+
+
 def depth(required: int, model: nn.Module) -> Finding:
-    """Count the layers with weights, convolutions of 1x1 apart."""
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1)
-    ]
-    found = f"{len(layers)} in {type(model).__name__}"
-    return _finding("convolutions and linear layers", f"{required}, shortcuts apart", found, len(layers) == required)
+    """Count convolutions and linear layers, without the 1x1 convolutions of shortcuts."""
+    count = 0
+    for name, module in model.named_modules():
+        pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
+        beside = pointwise and _SHORTCUTS & set(name.split("."))
+        count += isinstance(module, nn.Conv2d | nn.Linear) and not beside
+    found = f"{count} in {type(model).__name__}"
+    return _finding("convolutions and linear layers", f"{required}, shortcuts apart", found, count == required)
 
 
 _NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
 )  # fmt: skip
-_NORM_CALLS = {"batch_norm", "instance_norm", "group_norm", "layer_norm", "local_response_norm", "rms_norm"}
+_ALLOWED = {
+    "LayerNorm": {"layer_norm", "group_norm of one group"},
+    "GroupNorm": {"group_norm", "group_norm of one group"},
+    "BatchNorm": {"batch_norm"},
+}
+NORMALIZATIONS = tuple(_ALLOWED)
 
 
-class _NormCalls(TorchFunctionMode):
-    """Counts the normalizations that run, those of no module included."""
+class _NormCalls(TorchDispatchMode):
+    """Counts the normalizations that run, in modules or not."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in _NORM_CALLS:
-            groups = (
-                f" of {kwargs.get('num_groups', args[1] if len(args) > 1 else '?')}" if name == "group_norm" else ""
-            )
-            self.calls[name + groups] += 1
-        return func(*args, **kwargs)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
+        if kind and "backward" not in func.__name__:
+            # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
+            one_group = kind[0] == "group_norm" and len(args) > 6 and args[6] == 1
+            self.calls[kind[0] + " of one group" * one_group] += 1
+        return func(*args, **(kwargs or {}))
 
 
-def normalization(model: nn.Module, images: Tensor) -> Finding:
-    """Look at every module, and at every normalization that runs in a forward pass."""
+def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
+    """Look at every normalization module, and at every normalization that runs in training and in evaluation."""
+    allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
+    images = images.to(next(trial.parameters()).device)
+    calls: Counter[str] = Counter()
+    for training in (True, False):
+        with torch.no_grad(), _NormCalls() as counted:
+            trial.train(training)(images)
+        calls |= counted.calls
     kinds: Counter[str] = Counter()
     others = []
-    for name, module in model.named_modules():
-        known = isinstance(module, _NORMS)
-        leaf_by_name = "norm" in type(module).__name__.lower() and not list(module.children())
-        if not (known or leaf_by_name) or ".parametrizations." in f".{name}.":
-            continue
-        one_group = isinstance(module, nn.GroupNorm) and module.num_groups == 1
-        kinds["GroupNorm of one group" if one_group else type(module).__name__] += 1
-        if not one_group and not isinstance(module, nn.LayerNorm):
-            others.append(name)
-    with keep_modes(model), torch.no_grad(), _NormCalls() as counted:
-        model.eval()
-        getattr(model, "_orig_mod", model)(images.to(next(model.parameters()).device))
-    hidden = [call for call in counted.calls if call not in ("layer_norm", "group_norm of 1")]
+    for name, module in trial.named_modules():
+        if isinstance(module, _NORMS):
+            kinds[_norm_kind(module)] += 1
+            if not _is_norm(required, module):
+                others.append(name)
+    ran = ", ".join(f"{count} {call}" for call, count in calls.items()) or "no normalization runs"
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no normalization module"
+    found += f" (a forward pass: {ran})"
     if others:
-        found += f"; not LayerNorm: {', '.join(others[:4])}" + (" …" if len(others) > 4 else "")
-    elif hidden:
-        found += f"; forward() calls {', '.join(hidden)}"
-    return _finding("normalization", "LayerNorm only, shortcuts included", found, bool(kinds) and not others + hidden)
+        found += f"; not {required}: {', '.join(others[:4])}" + " …" * (len(others) > 4)
+    passed = not others and bool(calls) and set(calls) <= allowed
+    return _finding("normalization", f"{required} only, shortcuts included", found, passed)
+
+
+def _norm_kind(module: nn.Module) -> str:
+    one_group = isinstance(module, nn.GroupNorm) and module.num_groups == 1
+    return "GroupNorm of one group" if one_group else type(module).__name__
+
+
+def _is_norm(required: str, module: nn.Module) -> bool:
+    if required == "LayerNorm":
+        return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+    kind = nn.GroupNorm if required == "GroupNorm" else nn.modules.batchnorm._BatchNorm
+    return isinstance(module, kind)
 
 
 def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> Finding:
@@ -170,11 +195,7 @@ def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> 
     found = ", ".join(steps) or "none"
     if repr(loader.transform) != recorded:
         return _finding(rule, asked, f"{found}; data.train now has {loader.transform!r}", False)
-    state = rng_state()
-    try:
-        checks = augmentation_checks(loader)
-    finally:
-        set_rng_state(state)
+    checks = augmentation_checks(loader)
     idle = [check for check in checks if not check.passed]
     for check in idle or checks:
         found += f"; {check.name.removesuffix(' changes pixels')}: {check.found}"
@@ -188,22 +209,30 @@ def gallery(
     rule, asked = f"{kind} images", f"{required}, and Grad-CAM of the same"
     if shown is None or explained is None or kind not in shown or kind not in explained:
         return Finding(rule, asked, "no gallery was given", UNCHECKED)
-    if not shown[kind]:
+    records = shown[kind]
+    if not records:
         return Finding(rule, asked, "there is none to show", UNCHECKED)
-    count, same = len(shown[kind]), _indices(shown[kind]) == _indices(explained[kind])
-    all_there_are = count < required <= getattr(shown[kind], "asked", count)
-    found = f"{count}{', all there are' * all_there_are}; Grad-CAM of {'the same' if same else 'other'} indices"
-    return _finding(rule, asked, found, same and (count >= required or all_there_are))
+    indices, others = _indices(records), _indices(explained[kind])
+    if len(set(indices)) < len(indices):
+        return _finding(rule, asked, "the same image more than once", False)
+    strays = [record.index for record in records if (record.predicted == record.target) != (kind == HITS)]
+    if strays:
+        return _finding(rule, asked, f"#{strays[0]} is not {kind}", False)
+    all_there_are = len(records) < required and getattr(records, "total", None) == len(records)
+    same = f"Grad-CAM of {'the same' if indices == others else 'other'} indices"
+    found = f"{len(records)}{', all there are' * all_there_are}; {same}"
+    return _finding(rule, asked, found, indices == others and (len(records) >= required or all_there_are))
 
 
 def _indices(records: Sequence[Any]) -> list[int]:
-    return [record.index for record in records]
+    """Return the indices of records, or indices as they are."""
+    return [getattr(record, "index", record) for record in records]
 
 
 def map_sizes(least: int, maps: Mapping[str, tuple[int, int]] | None) -> Finding:
     """Compare the sides of the Grad-CAM maps with the least one allowed."""
     rule, asked = "Grad-CAM maps", f"at least {least}x{least} pixels"
-    if maps is None:
+    if not maps:
         return Finding(rule, asked, "no map was given", UNCHECKED)
     found = ", ".join(f"{layer} {height}x{width}" for layer, (height, width) in maps.items())
     return _finding(rule, asked, found, all(min(size) >= least for size in maps.values()))
@@ -212,32 +241,11 @@ def map_sizes(least: int, maps: Mapping[str, tuple[int, int]] | None) -> Finding
 def plain_notebook(notebook: str | Path | None) -> Finding:
     """Look for definitions of functions and classes in a notebook's cells."""
     rule, asked = "notebook", "defines no function and no class"
-    cells = _cells_run_here() if notebook is None else _cells_of(Path(notebook))
+    where, cells = (
+        ("this notebook", cells_run_here()) if notebook is None else (Path(notebook).name, cells_of(notebook))
+    )
     if cells is None:
         return Finding(rule, asked, "the run was not made in a notebook, and none was given", UNCHECKED)
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    trees = [ast.walk(ast.parse(cell)) for cell in cells]
-    defined = [node.name for tree in trees for node in tree if isinstance(node, kinds)]
+    defined = [name for cell in cells for name in definitions(cell)]
     found = f"defines {', '.join(defined)}" if defined else f"{len(cells)} code cells, none defines any"
-    return _finding(rule, asked, found, not defined)
-
-
-def _cells_run_here() -> list[str] | None:
-    """Return the code of the cells that have run in this notebook, or None outside one."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return None if shell is None else [cell for cell in shell.user_ns.get("In", []) if cell.strip()]
-
-
-def _cells_of(path: Path) -> list[str]:
-    """Return the code cells of a notebook file, without the lines that are commands of the shell or of IPython."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        return ["\n".join(_python_lines(source.splitlines())) for source in sources]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a notebook ({type(error).__name__}: {error})") from None
-
-
-def _python_lines(lines: Iterable[str]) -> list[str]:
-    return [line for line in lines if not line.lstrip().startswith(("!", "%"))]
+    return _finding(rule, asked, f"{where}: {found}", not defined)

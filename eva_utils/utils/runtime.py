@@ -200,6 +200,28 @@ def set_rng_state(state: dict) -> None:
 
 
 @contextmanager
+def keep_rng() -> Iterator[None]:
+    """Put every random generator back as it was, also after an exception."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile's and the parallel wrappers."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, wrappers):
+            model = model.module
+        else:
+            return model
+
+
+@contextmanager
 def keep_modes(model: nn.Module) -> Iterator[None]:
     """Put every submodule back into training or evaluation mode as it was, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
