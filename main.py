@@ -36,9 +36,12 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(args, namespace)
         if namespace.assignment is not None and not unknown:
             try:
-                self.set_defaults(**find_brief(namespace.assignment).options)
+                options = find_brief(namespace.assignment).options
             except ValueError as error:
                 self.error(str(error))
+            self.set_defaults(**options)
+            if self.parse_known_args(args)[0].model != options["model"]:
+                self.set_defaults(last_stride=None)
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)

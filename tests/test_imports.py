@@ -42,6 +42,7 @@ ALLOWED = {
     "utils.optim": set(),
     "utils.page": {
         "utils.checkpoint",
+        "utils.gradcam",
         "utils.history",
         "utils.plotting",
         "utils.predictions",
@@ -54,7 +55,9 @@ ALLOWED = {
         "utils.gradcam",
         "utils.history",
         "utils.lock",
+        "utils.notebook",
         "utils.page",
+        "utils.rules",
         "utils.predictions",
         "utils.runtime",
         "utils.summary",

@@ -9,6 +9,7 @@ from conftest import TinyNet
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from PIL import Image
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,10 +19,12 @@ from eva_utils.utils.brief import Brief
 from eva_utils.utils.checkpoint import load_verified, load_weights, save_verified
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM
+from eva_utils.utils.history import History
 from eva_utils.utils.lock import locked
-from eva_utils.utils.page import escape, plus_minus, write_page
+from eva_utils.utils.page import escape, plus_minus, render, write_page
 from eva_utils.utils.predictions import predict
 from eva_utils.utils.report import write_report
+from eva_utils.utils.runtime import hardware
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +68,10 @@ def test_the_readme_says_what_the_run_recorded(run, data):
     assert "chosen on the test images themselves" in text
 
 
-def test_plus_minus_is_the_normal_interval():
-    assert plus_minus(90, 10_000) == pytest.approx(0.588)
-    assert plus_minus(50, 100) == pytest.approx(9.8)
+def test_plus_minus_is_wilsons():
+    assert plus_minus(90, 10_000) == pytest.approx(0.588, abs=1e-3)
+    assert plus_minus(50, 100) == pytest.approx(100 * 1.96 / 1.038416 * (0.0025 + 0.00009604) ** 0.5)
+    assert plus_minus(100, 40) > 4
 
 
 def test_every_link_and_picture_is_there(run, data):
@@ -90,7 +94,7 @@ def test_the_galleries_are_of_the_weights_of_the_headline(run, data):
         assert [fields["index"] for fields in gallery["records"]] == [record.index for record in records]
         images = torch.stack([record.image for record in records])
         maps = GradCAM(load_weights(TinyNet(10), folder, "best"))(images, [record.predicted for record in records])
-        assert torch.equal(gallery["maps"]["conv"], maps["conv"])
+        torch.testing.assert_close(gallery["maps"]["conv"], maps["conv"], rtol=0, atol=1e-4)
 
 
 def test_the_same_record_gives_the_same_bytes(run, data, tmp_path):
@@ -100,7 +104,7 @@ def test_the_same_record_gives_the_same_bytes(run, data, tmp_path):
     write_report(folder, model, data)
     assert contents(folder) == first
     (tmp_path / "again").mkdir()
-    write_page(tmp_path / "again", load_verified(folder / "report.pt"))
+    write_page(tmp_path / "again", render(load_verified(folder / "report.pt")))
     assert contents(tmp_path / "again").items() <= first.items()
 
 
@@ -156,6 +160,8 @@ def test_a_held_out_split_that_chose_the_epoch_is_named(tmp_path):
         assert results[which]["accuracy"] == predictions.accuracy
     text = report.path.read_text(encoding="utf-8")
     assert f"chosen on 40 held-out training images, of which it gets {history.best['test_accuracy']:.2f}%" in text
+    correct = round(0.4 * history.rows[0]["test_accuracy"])
+    assert f"Validation set: Average loss: {history.rows[0]['test_loss']:.4f}, Accuracy: {correct}/40" in text
 
 
 class Sign(nn.Module):
@@ -189,7 +195,7 @@ def test_no_mistakes_to_show(tmp_path, own_data):
     report = write_report(tmp_path / "run", model, own_data, Brief("title", "objective", misclassified=20))
     text = report.path.read_text(encoding="utf-8")
     assert "There are none: no test image was misclassified." in text
-    assert "| misclassified images | 20, and Grad-CAM of the same | there is none to show | not checked |" in text
+    assert "| misclassified images | 20, and Grad-CAM of the same | there is none to show | pass |" in text
     assert not (tmp_path / "run" / "figures" / "misclassified.png").exists()
     assert "training transforms | not recorded" in text
 
@@ -203,10 +209,12 @@ NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"
 )
 def test_escaped_text_is_shown_as_it_is(name):
     renderer = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    paragraph = renderer.render(escape(name))
     plain = re.sub(r"\s+", " ", name).strip()
     shown = renderer.render(f"| {escape(name)} | x |\n| --- | --- |\n| {escape(name)} | y |\n")
     cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", shown, re.DOTALL)
     assert [html.unescape(cell) for cell in cells] == [plain, "x", plain, "y"]
+    assert html.unescape(paragraph) == (f"<p>{plain}</p>\n" if plain else "")
     assert not re.search(r"<(?!/?(table|thead|tbody|tr|th|td)>)", shown)
 
 
@@ -246,6 +254,8 @@ def test_a_run_that_is_still_going_is_refused(run, data):
 
 def test_a_folder_without_a_run_is_refused(tmp_path, data):
     refused(tmp_path / "none", TinyNet(10), data, "holds no finished epoch", kind=FileNotFoundError)
+    with pytest.raises(TypeError, match=r"run is the folder that fit\(checkpoint=...\) wrote, not History"):
+        write_report(History(), TinyNet(10), data)
 
 
 def test_a_record_edited_by_hand_is_refused(run, data):
@@ -304,8 +314,120 @@ def test_a_readme_of_ones_own_is_never_written_over(run, data):
     refused(folder, model, data, "was edited or written by hand")
 
 
-def test_figures_of_ones_own_are_never_written_over(run, data):
+def test_a_figure_of_ones_own_or_edited_is_never_written_over(run, data):
     folder, model, _ = run
     (folder / "figures").mkdir()
-    (folder / "figures" / "curves.png").write_bytes(b"mine")
-    refused(folder, model, data, "figures holds files and there is no README.md of a report")
+    curves = folder / "figures" / "curves.png"
+    curves.write_bytes(b"mine")
+    refused(folder, model, data, r"curves\.png was edited or written by hand")
+    curves.unlink()
+    write_report(folder, model, data)
+    picture = Image.open(curves)
+    picture.putpixel((5, 5), (255, 0, 0, 255))
+    picture.save(curves)
+    refused(folder, model, data, r"curves\.png was edited or written by hand")
+
+
+def test_a_record_of_ones_own_is_never_written_over(run, data):
+    folder, model, _ = run
+    (folder / "report.pt").write_bytes(b"mine")
+    refused(folder, model, data, r"report\.pt is damaged or was not saved by this package")
+
+
+def test_sealed_figures_are_sound_pictures(run, data):
+    folder, model, _ = run
+    write_report(folder, model, data)
+    for path in (folder / "figures").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert re.fullmatch("[0-9a-f]{64}", picture.text["eva_utils sha256"])
+
+
+def test_line_ends_do_not_break_the_seal(run, data):
+    folder, model, _ = run
+    path = write_report(folder, model, data).path
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    write_report(folder, model, data)
+    assert b"\r" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("files", range(8))
+def test_a_report_that_was_interrupted_is_written_by_the_next(run, data, monkeypatch, files):
+    """After 0 to 7 of its files, with the temporary file of the next left behind."""
+    folder, model, _ = run
+    written = []
+
+    def stop(path, content):
+        if len(written) == files:
+            (path.parent / f".{path.name}.1.tmp").write_bytes(content[:10])
+            raise KeyboardInterrupt
+        written.append(path)
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eva_utils.utils.page.write_atomic", stop)
+        if files < 7:
+            with pytest.raises(KeyboardInterrupt):
+                write_report(folder, model, data)
+        else:
+            write_report(folder, model, data)
+    assert len(written) == files
+    write_report(folder, model, data)
+    assert len(list((folder / "figures").iterdir())) == 6
+
+
+def test_a_run_ended_early_is_reported_as_the_message_says(tmp_path, data):
+    def stop(line):
+        if line == "EPOCH: 3":
+            raise KeyboardInterrupt
+
+    model, _ = train_one(tmp_path / "run", data, epochs=5, log=stop)
+    refused(tmp_path / "run", model, data, "or end it there with epochs=2")
+    train_one(tmp_path / "run", data, epochs=2, resume="auto")
+    assert write_report(tmp_path / "run", model, data).record["results"]["last"]["epoch"] == 2
+
+
+def test_a_compiled_model_has_a_report_and_plain_weights(tmp_path, data):
+    torch.manual_seed(1)
+    model = torch.compile(TinyNet(10), backend="eager")
+    fit = {"optimizer": SGD(model.parameters(), lr=0.05), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, data.train, data.test, epochs=1, **fit)
+    assert set(load_verified(tmp_path / "run" / "best.pt")) == set(TinyNet(10).state_dict())
+    write_report(tmp_path / "run", model, data)
+    load_weights(TinyNet(10), tmp_path / "run")
+
+
+def test_a_model_without_a_map_has_a_report_without_gradcam(tmp_path, data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, data.train, data.test, epochs=1, **fit)
+    report = write_report(tmp_path / "run", model, data, Brief("t", "o", misclassified=20, least_map=5))
+    text = report.path.read_text(encoding="utf-8")
+    assert text.count("There is none: no convolution gives a map of at least 5x5; choose layers= by name.") == 2
+    assert [finding.verdict for finding in report.audit.findings] == ["not checked", "not checked"]
+
+
+def test_more_outputs_than_classes_are_refused(tmp_path, data):
+    model = TinyNet(15)
+    fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, data.train, data.test, epochs=1, **fit)
+    refused(tmp_path / "run", model, data, "the model has 15 outputs and the data 10 classes")
+
+
+def test_own_loaders_held_out_split_is_known_by_its_size(tmp_path, own_data):
+    images, labels = own_data.train.dataset.tensors
+    own_data.validation = DataLoader(TensorDataset(images[:4], labels[:4]), batch_size=4)
+    model = Sign()
+    fit = {"optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, own_data.train, own_data.validation, epochs=1, **fit)
+    results = write_report(tmp_path / "run", model, own_data).record["results"]
+    assert (results["split"], results["chosen_on"], results["samples"]) == ("validation", 4, 12)
+
+
+def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, data, monkeypatch):
+    train_one(tmp_path / "run", data, epochs=1)
+    elsewhere = {**hardware(torch.device("cpu")), "machine": "Another", "date": "2030-01-01"}
+    monkeypatch.setattr("eva_utils.main.hardware", lambda device: elsewhere)
+    model, _ = train_one(tmp_path / "run", data, epochs=3, resume="auto")
+    text = write_report(tmp_path / "run", model, data).path.read_text(encoding="utf-8")
+    assert "| after epoch 1 on | 2030-01-01, Another, " in text and "| trained on | " in text

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import rules
+from .checks import check_whole
 from .history import History
 from .names import unknown_name
 from .rules import Finding, equal
@@ -56,6 +58,22 @@ class Brief:
     plain_notebook: bool = False
 
     def __post_init__(self) -> None:
+        if not self.title.strip() or not self.objective.strip():
+            raise ValueError("a brief needs a title and an objective: they head the report")
+        for name in ("classes", "images", "transforms", "layers"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ValueError(f"{name} of a brief is a tuple, as ({value!r},), not a text")
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        for name in ("epochs", "batch_size", "depth", "misclassified", "correct", "least_map"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        for name, known in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler), ("criterion", nn)):
+            value, names = getattr(self, name), [found for found in dir(known) if found[0].isupper()]
+            near = [found for found in names if value and found.lower() == value.lower()]
+            if near and value not in near:
+                raise ValueError(f"{name} {value!r} of a brief is a class name: {near[0]!r}")
         if self.norm is not None and self.norm not in rules.NORMALIZATIONS:
             raise unknown_name("normalization", self.norm, rules.NORMALIZATIONS)
 

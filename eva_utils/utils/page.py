@@ -10,6 +10,7 @@ from typing import Any
 
 from . import plotting
 from .checkpoint import write_atomic
+from .gradcam import LEAST_SIDE
 from .history import History
 from .predictions import HITS, MISTAKES, Predictions, Record, Records
 from .rules import FAIL, PASS, smoothing
@@ -52,7 +53,7 @@ def write_page(folder: Path, pages: dict[str, bytes]) -> Path:
 def _figures(record: dict) -> dict[str, Any]:
     data = SimpleNamespace(**record["data"])
     figures = {
-        "curves": plotting.plot_history(History(record["rows"])),
+        "curves": plotting.plot_history(History(record["rows"]), record["results"]["split"]),
         "confusion": plotting.plot_confusion(_predictions(record), data),
     }
     for name, kind in (("correct", HITS), ("misclassified", MISTAKES)):
@@ -75,7 +76,7 @@ def _text(record: dict) -> str:
     sections = {
         "Objective": escape(record["objective"]),
         "Parameters and hyperparameters": _parameters(record),
-        "Model summary": _fence(record["summary"]),
+        "Model summary": _summary(record),
         "Results": _results(record),
         "Training log": _fence("\n".join(_log(record)))
         + "\n\nFrom the record; the time of an epoch is that of its training and its test.",
@@ -100,7 +101,7 @@ def escape(text: object) -> str:
     markup = r"[^\w\s,.:;()%/=+±→'-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//)"
     plain = re.sub(markup, lambda match: f"&#{ord(match[0])};", plain)
     # What begins a list or underlines a heading.
-    return re.sub(r"^(\d*)([-+=.)])", lambda match: f"{match[1]}&#{ord(match[2])};", plain)
+    return re.sub(r"^(\d*)([-+.)](?=\s|$)|[-=](?=[-=\s]*$))", lambda match: f"{match[1]}&#{ord(match[2])};", plain)
 
 
 def _fence(text: str) -> str:
@@ -116,8 +117,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _options(part: dict, names: Iterable[str]) -> str:
-    kept = [f"{name}={part[name]}" for name in names if name in part and part[name] not in (None, [], {})]
-    return "(" + ", ".join(kept) + ")"
+    kept = {name: part[name] for name in names if name in part and part[name] not in (None, [], {})}
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in kept.items()}
+    return "(" + ", ".join(f"{name}={value}" for name, value in shown.items()) + ")"
 
 
 def _parameters(record: dict) -> str:
@@ -125,7 +127,7 @@ def _parameters(record: dict) -> str:
     trained, optimizer, schedule = settings["train_loader"], settings["optimizer"], settings["scheduler"]
     steps = [step for step in trained.get("transform", "").split(" -> ") if not step.startswith("Normalize(")]
     groups = [group for name, group in optimizer.items() if name != "class"]
-    rates = ("lr", "momentum", "betas", "weight_decay", "nesterov")
+    rates = ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov")
     ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
     seeds = {"loader": trained.get("seed"), "run": settings["seed"]}
     warmup = settings.get("warmup", 0)
@@ -156,14 +158,23 @@ def _parameters(record: dict) -> str:
     return _table(("parameter", "value"), rows)
 
 
+def _summary(record: dict) -> str:
+    norms = ", ".join(f"{count} {kind}" for kind, count in record["norms"].items()) or "none"
+    layer_norm = " (LayerNorm over channels, height and width)" * ("GroupNorm of one group" in record["norms"])
+    return f"{_fence(record['summary'])}\n\nNormalization layers: {escape(norms)}{layer_norm}."
+
+
 def _rounded(values: Iterable[float]) -> str:
     return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
 
 
 def plus_minus(accuracy: float, samples: int) -> float:
-    """Return half the width of the 95% interval of an accuracy in percent: 1.96 sqrt(p (1 - p) / n), in points."""
-    share = accuracy / 100
-    return 196 * math.sqrt(share * (1 - share) / samples)
+    """Return half the width in points of the 95% interval of an accuracy in percent, as Wilson (1927) has it.
+
+    1.96 / (1 + 1.96² / n) * sqrt(p (1 - p) / n + 1.96² / (4 n²)): of many images that is 1.96 sqrt(p (1 - p) / n).
+    """
+    share, z = accuracy / 100, 1.96
+    return 100 * z / (1 + z**2 / samples) * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
 
 
 def _results(record: dict) -> str:
@@ -211,7 +222,7 @@ def _log(record: dict) -> list[str]:
             f"EPOCH: {row['epoch']}",
             f"Loss={row['train_loss']:.4f} Batch_id={batches - 1} LR={row['lr']:.5f} "
             f"Accuracy={row['train_accuracy']:.2f}: {bar}",
-            f"Test set: Average loss: {row['test_loss']:.4f}, "
+            f"{record['results']['split'].capitalize()} set: Average loss: {row['test_loss']:.4f}, "
             f"Accuracy: {round(accuracy * tested / 100)}/{tested} ({accuracy:.2f}%)",
         ]
     return lines
@@ -237,6 +248,8 @@ def _gradcam(record: dict, kind: str, name: str) -> str:
         if len(record["maps"]) > 1
         else "Each image is followed by the overlay for the predicted class and, of a mistake, for the true one."
     )
+    if not record["layers_were_named"]:
+        shown += f" The layer is the deepest whose map has at least {LEAST_SIDE}x{LEAST_SIDE} pixels."
     return (
         f"The same images in the same order. {shown} Dark blue is 0, yellow 1. Maps before they are enlarged: "
         f"{escape(sizes)}.\n\n![Grad-CAM of the {kind} images](figures/{name}_gradcam.png)"
@@ -287,7 +300,11 @@ def _made(record: dict) -> str:
         ("report made with", packages),
         ("fingerprint of the data", prints),
     ]
-    how = f"By this command:\n\n{_fence(record['command'])}" if record["command"] else "By a call of `fit`."
+    how = (
+        f"By this command:\n\n{_fence(record['command'])}"
+        if record["command"]
+        else "By a call of `fit`, in a notebook or a script."
+    )
     return (
         f"{how}\n\n{_table(('what', 'value'), rows)}\n\nEvery figure and number here is read from the run's record, "
         "`report.pt` and `history.json`, written by the run itself."

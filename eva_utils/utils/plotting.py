@@ -61,11 +61,12 @@ def _tidy(axis: "Axes") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def plot_history(history: History | Mapping[str, History]) -> "Figure":
+def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
     """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
 
     Args:
         history: what `fit` returned, or several by name, to compare them.
+        tested: what the images are called that the run was tested on, as "validation".
 
     Raises:
         ValueError: there is none, or one without a finished epoch.
@@ -85,7 +86,7 @@ def plot_history(history: History | Mapping[str, History]) -> "Figure":
             train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
             dots = "." if len(epochs) <= 60 else None
             axis.plot(epochs, train, color=colours[0], linestyle="--", marker=dots, label=f"{name} train".strip())
-            axis.plot(epochs, test, color=colours[1], marker=dots, label=f"{name} test".strip())
+            axis.plot(epochs, test, color=colours[1], marker=dots, label=f"{name} {tested}".strip())
             label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
             (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
             ring.set(markersize=11, fillstyle="none")
@@ -247,7 +248,7 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -
             _show_overlay(over, image, layer_maps[number])
             heat.imshow(layer_maps[number].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             _frame(heat)
-            if number == 0:
+            if number % 5 == 0:
                 over.set_title(_shorten(layer, 14), fontsize=9)
                 heat.set_title("map", fontsize=9)
     return figure

@@ -16,7 +16,9 @@ from .checkpoint import DamagedFileError, latest_state, load_verified, load_weig
 from .gradcam import GradCAM
 from .history import History
 from .lock import locked
+from .notebook import cells_of
 from .predictions import Predictions, Records, predict
+from .rules import norm_kinds
 from .runtime import keep_rng, pick_device, pick_precision, unwrap, versions
 from .summary import summary
 
@@ -64,8 +66,10 @@ def write_report(
         ValueError: the run is unfinished or still going, its record was changed, the model does not fit its
             weights, the data is not the run's, or a README.md is in the folder that was not written here.
     """
+    _check_arguments(run, model, data)
     folder, brief = Path(run), None if brief is None else find_brief(brief)
-    _check_arguments(model, data)
+    if notebook is not None:
+        cells_of(notebook)  # refuses what is no notebook now, and not after the work
     if not folder.is_dir() or not any(folder.glob("epoch-[0-9]*.pt")):
         raise FileNotFoundError(
             f"{folder} holds no finished epoch of a run; give the folder that fit(checkpoint=) wrote"
@@ -89,7 +93,7 @@ def write_report(
         layers = [layer for layer in asked if layer in dict(trial.named_modules())] or None
         image = next(iter(data.test))[0][:1]
         maps, unexplained = _map_sizes(trial, layers, image)
-        galleries = _galleries(trial, predictions, list(maps))
+        galleries = _galleries(trial, predictions, list(maps), brief)
         found = None
         if brief:
             found = audit(
@@ -119,6 +123,8 @@ def write_report(
             "galleries": {kind: _pack(gallery) for kind, gallery in galleries.items()},
             "maps": {layer: list(size) for layer, size in maps.items()},
             "unexplained": unexplained,
+            "layers_were_named": bool(layers),
+            "norms": dict(norm_kinds(trial)),
             "versions": versions(),
             "command": _command(folder),
         }
@@ -128,7 +134,9 @@ def write_report(
     return Report(path, found, record)
 
 
-def _check_arguments(model: Any, data: Any) -> None:
+def _check_arguments(run: Any, model: Any, data: Any) -> None:
+    if not isinstance(run, str | Path):
+        raise TypeError(f"run is the folder that fit(checkpoint=...) wrote, not {type(run).__name__}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     missing = [name for name in ("train", "test", "classes", "mean", "std") if not hasattr(data, name)]
@@ -247,10 +255,11 @@ def _map_sizes(model: nn.Module, layers: list[str] | None, image: Tensor) -> tup
         return {}, str(error)
 
 
-def _galleries(model: nn.Module, predictions: Predictions, layers: list[str]) -> dict[str, dict]:
+def _galleries(model: nn.Module, predictions: Predictions, layers: list[str], brief: Brief | None) -> dict[str, dict]:
     """Return the hits and the mistakes to show, with the maps of the same records at the layers, if there are any."""
     galleries = {}
-    for records in (predictions.correct(SHOWN), predictions.wrong(SHOWN)):
+    correct, wrong = (brief.correct, brief.misclassified) if brief else (None, None)
+    for records in (predictions.correct(max(SHOWN, correct or 0)), predictions.wrong(max(SHOWN, wrong or 0))):
         gallery: dict[str, Any] = {"records": records, "explained": [], "maps": {}, "true_maps": {}}
         if records and layers:
             cam, images = GradCAM(model, layers), torch.stack([record.image for record in records])
