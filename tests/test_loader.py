@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import train_transform
@@ -61,3 +62,24 @@ def test_the_description_names_what_decides_the_batches():
 def test_batches_are_made_on_the_device():
     images, labels = next(iter(make(device=torch.device("cuda"), recipe="eva6_s8")))
     assert images.is_cuda and labels.is_cuda
+
+
+class CountOperations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recipe", ["eva6_s8", "speedrun"])
+def test_a_batch_takes_as_many_operations_however_many_images_it_has(recipe):
+    counts = []
+    for size in (2, 10):
+        loader = make(recipe=recipe, batch_size=size)
+        with CountOperations() as counted:
+            next(iter(loader))
+        counts.append(counted.count)
+    assert counts[0] == counts[1]

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -372,3 +373,75 @@ def test_cuda_remembers_the_bad_batch_without_waiting(tiny_net):
     model = Poison(tiny_net, 2, float("nan"))
     with pytest.raises(FloatingPointError, match="epoch 1: the loss is NaN or infinite at batch 1"):
         engine.fit(model, *new_loaders(), epochs=1, log=None, device="cuda")
+
+
+def test_the_meter_is_read_once_an_epoch(tiny_net, monkeypatch):
+    reads = []
+    score = engine.Meter.score
+    monkeypatch.setattr(engine.Meter, "score", lambda meter: reads.append(meter) or score(meter))
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.01)
+    for count in (16, 160):
+        reads.clear()
+        engine.train(tiny_net, DataLoader(random_batches(count), batch_size=8), optimizer, **QUIET)
+        assert len(reads) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_waits_do_not_grow_with_the_batches(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.cuda().parameters(), lr=0.01)
+    waits = []
+    for count in (16, 160):
+        images, labels = (part.cuda() for part in random_batches(count).tensors)
+        batches = list(zip(images.split(8), labels.split(8), strict=True))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                engine.train(tiny_net, batches, optimizer, log=None, device="cuda")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchronizing" in str(warning.message) for warning in caught))
+    assert waits[0] == waits[1]
+
+
+@pytest.mark.parametrize("mode", [True, "default"])
+def test_a_compiled_run_is_given_back_as_it_was(mode, tiny_net, monkeypatch):
+    """With the compiler that only traces, which needs no C++ compiler."""
+    compile_plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_plain(model, backend="eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: _compile(self, seen, options))
+    seen = []
+    plain = copy.deepcopy(tiny_net)
+    seed_everything(1)
+    expected = engine.fit(plain, *new_loaders(), epochs=2, **QUIET)
+    seed_everything(1)
+    history = engine.fit(tiny_net, *new_loaders(), epochs=2, compile=mode, **QUIET)
+    assert seen == [{"mode": None if mode is True else mode}] and history.settings["compile"] == mode
+    assert tiny_net._compiled_call_impl is None
+    assert_same_weights(tiny_net, plain)
+    assert [row["test_loss"] for row in history.rows] == pytest.approx([row["test_loss"] for row in expected.rows])
+
+
+def _compile(model, seen, options):
+    seen.append(options)
+    model._compiled_call_impl = torch.compile(model._call_impl)
+
+
+def test_compile_misuse_is_refused(tiny_net, monkeypatch):
+    with pytest.raises(ValueError, match=r"unknown compile mode 'fast': choose one of default, .*"):
+        engine.fit(tiny_net, *new_loaders(), epochs=1, compile="fast", **QUIET)
+
+    def no_compiler(function, **options):
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    message = r"compile=True does not work here \(No working C\+\+ compiler found\); install a C\+\+ compiler"
+    with pytest.raises(ValueError, match=message):
+        engine.fit(tiny_net, *new_loaders(), epochs=1, compile=True, **QUIET)
+
+
+def test_weights_are_channels_last_in_half_precision_alone():
+    for precision, last in (("float32", False), ("bfloat16", True)):
+        model = TinyNet()
+        engine.fit(model, *new_loaders(), epochs=1, log=None, device="cpu", precision=precision)
+        assert model.conv.weight.is_contiguous(memory_format=torch.channels_last) == last

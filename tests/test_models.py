@@ -78,3 +78,26 @@ def test_unknown_names_are_refused_with_the_nearest():
         create_model("resnet18", norm="layr")
     with pytest.raises(ValueError, match="last_stride is 1 or 2, not 3"):
         create_model("resnet18", last_stride=3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small_resnet"])
+def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in(name):
+    model = create_model(name, norm="layer", standardize=True)
+    used = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert type(module).__name__ == "StandardizedConv2d"
+            with torch.no_grad():
+                module.weight.mul_(3).add_(0.5)
+                eye = torch.eye(module.in_channels * module.kernel_size[0] ** 2)
+                patches = eye.view(-1, module.in_channels, *module.kernel_size)
+                module.padding, module.stride = (0, 0), (1, 1)
+                weight = module(patches).view(len(eye), -1).T  # of each output channel, entry by entry
+            torch.testing.assert_close(weight.mean(1), torch.zeros(len(weight)), atol=1e-5, rtol=0)
+            expected = torch.full((len(weight),), 2 / len(eye))
+            torch.testing.assert_close(weight.var(1), expected, rtol=1e-3, atol=0)
+            used.append(weight)
+    plain = create_model(name, norm="layer")
+    assert len(used) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
+    sizes = [sum(p.numel() for p in each.parameters()) for each in (model, plain)]
+    assert sizes[0] == sizes[1]

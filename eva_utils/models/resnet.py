@@ -7,15 +7,30 @@ classifier from torch's default.
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norms import Norm, make_norm
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose weights are standardized, for each output channel, before they are used.
+
+    They get mean 0 and variance 2 / fan_in (Qiao et al., 2019, https://arxiv.org/abs/1903.10520; the
+    variance as in Brock et al., 2021, https://arxiv.org/abs/2101.08692). Activations are not touched.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.flatten(1)
+        variance, mean = torch.var_mean(weight, dim=1, keepdim=True)
+        scale = (2 / weight.shape[1]) ** 0.5 * torch.rsqrt(variance + 1e-6)
+        return self._conv_forward(x, ((weight - mean) * scale).view_as(self.weight), self.bias)
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
     """Return a 3x3 convolution that keeps the size (at stride 1) and has no bias, since a norm follows."""
-    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+    return conv(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
 def init_convolutions(model: nn.Module) -> None:
@@ -28,15 +43,22 @@ def init_convolutions(model: nn.Module) -> None:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions added to a shortcut: (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        norm: Callable[[int], nn.Module],
+        conv: type[nn.Conv2d] = nn.Conv2d,
+    ) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.conv1 = conv3x3(inputs, outputs, stride, conv)
         self.norm1 = norm(outputs)
-        self.conv2 = conv3x3(outputs, outputs)
+        self.conv2 = conv3x3(outputs, outputs, 1, conv)
         self.norm2 = norm(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
+            projection = conv(inputs, outputs, kernel_size=1, stride=stride, bias=False)
             self.shortcut = nn.Sequential(projection, norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,28 +75,41 @@ class ResNet(nn.Module):
         num_classes: width of the logits.
         norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
         last_stride: stride of `layer4`; 2 gives it 4x4 maps on a 32x32 image, 1 gives 8x8.
+        standardize: whether every convolution standardizes its weights, see `StandardizedConv2d`.
     """
 
     def __init__(
-        self, blocks: tuple[int, int, int, int], num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2
+        self,
+        blocks: tuple[int, int, int, int],
+        num_classes: int = 10,
+        norm: Norm = "batch",
+        last_stride: int = 2,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         if last_stride not in (1, 2):
             raise ValueError(f"last_stride is 1 or 2, not {last_stride!r}")
-        make = make_norm(norm)
-        self.conv1 = conv3x3(3, 64)
+        make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
+        self.conv1 = conv3x3(3, 64, 1, conv)
         self.norm1 = make(64)
-        self.layer1 = self._stage(64, 64, blocks[0], 1, make)
-        self.layer2 = self._stage(64, 128, blocks[1], 2, make)
-        self.layer3 = self._stage(128, 256, blocks[2], 2, make)
-        self.layer4 = self._stage(256, 512, blocks[3], last_stride, make)
+        self.layer1 = self._stage(64, 64, blocks[0], 1, make, conv)
+        self.layer2 = self._stage(64, 128, blocks[1], 2, make, conv)
+        self.layer3 = self._stage(128, 256, blocks[2], 2, make, conv)
+        self.layer4 = self._stage(256, 512, blocks[3], last_stride, make, conv)
         self.fc = nn.Linear(512, num_classes)
         init_convolutions(self)
 
     @staticmethod
-    def _stage(inputs: int, outputs: int, blocks: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
-        first = BasicBlock(inputs, outputs, stride, norm)
-        return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, norm) for _ in range(blocks - 1)))
+    def _stage(
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        stride: int,
+        norm: Callable[[int], nn.Module],
+        conv: type[nn.Conv2d],
+    ) -> nn.Sequential:
+        first = BasicBlock(inputs, outputs, stride, norm, conv)
+        return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, norm, conv) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(x)))
@@ -82,11 +117,11 @@ class ResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def resnet18(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2) -> ResNet:
+def resnet18(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2, standardize: bool = False) -> ResNet:
     """Build a ResNet-18 of 11,173,962 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
-    return ResNet((2, 2, 2, 2), num_classes, norm, last_stride)
+    return ResNet((2, 2, 2, 2), num_classes, norm, last_stride, standardize)
 
 
-def resnet34(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2) -> ResNet:
+def resnet34(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2, standardize: bool = False) -> ResNet:
     """Build a ResNet-34 of 21,282,122 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
-    return ResNet((3, 4, 6, 3), num_classes, norm, last_stride)
+    return ResNet((3, 4, 6, 3), num_classes, norm, last_stride, standardize)

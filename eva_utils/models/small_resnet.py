@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .norms import Norm, make_norm
-from .resnet import BasicBlock, conv3x3, init_convolutions
+from .resnet import BasicBlock, StandardizedConv2d, conv3x3, init_convolutions
 
 
 class SmallResNet(nn.Module):
@@ -19,30 +19,31 @@ class SmallResNet(nn.Module):
     Args:
         num_classes: width of the logits.
         norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
+        standardize: whether every convolution standardizes its weights, see `StandardizedConv2d`.
     """
 
-    def __init__(self, num_classes: int = 10, norm: Norm = "layer") -> None:
+    def __init__(self, num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> None:
         super().__init__()
-        make = make_norm(norm)
-        self.layer1 = self._stage(3, 64, make)
-        self.layer2 = self._stage(64, 128, make)
-        self.layer3 = self._stage(128, 256, make)
+        make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
+        self.layer1 = self._stage(3, 64, make, conv)
+        self.layer2 = self._stage(64, 128, make, conv)
+        self.layer3 = self._stage(128, 256, make, conv)
         self.fc = nn.Linear(256, num_classes)
         init_convolutions(self)
 
     @staticmethod
-    def _stage(inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
-        block = BasicBlock(outputs, outputs, 1, norm)
+    def _stage(inputs: int, outputs: int, norm: Callable[[int], nn.Module], conv: type[nn.Conv2d]) -> nn.Sequential:
+        block = BasicBlock(outputs, outputs, 1, norm, conv)
         weight = getattr(block.norm2, "weight", None)
         if isinstance(weight, nn.Parameter):
             nn.init.zeros_(weight)
-        return nn.Sequential(conv3x3(inputs, outputs), nn.MaxPool2d(2), norm(outputs), nn.ReLU(), block)
+        return nn.Sequential(conv3x3(inputs, outputs, 1, conv), nn.MaxPool2d(2), norm(outputs), nn.ReLU(), block)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(x)))
         return 0.125 * self.fc(x.amax(dim=(2, 3)))
 
 
-def small_resnet(num_classes: int = 10, norm: Norm = "layer") -> SmallResNet:
+def small_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SmallResNet:
     """Build a small residual network of 1,923,914 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
-    return SmallResNet(num_classes, norm)
+    return SmallResNet(num_classes, norm, standardize)
