@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eva_utils.utils.optim import make_optimizer, param_groups
+from eva_utils.utils.optim import Warmup, make_optimizer, one_cycle, param_groups
 
 
 def test_norms_and_biases_do_not_decay():
@@ -24,3 +24,44 @@ def test_optimizers_by_name(tiny_net):
         ValueError, match=r"unknown optimizer 'adma': choose one of sgd, adam, adamw; did you mean 'adam'\?"
     ):
         make_optimizer("adma", tiny_net, lr=0.1)
+
+
+@pytest.mark.parametrize("annihilate", [False, True])
+def test_one_cycle_rises_to_its_peak_and_falls(annihilate):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    scheduler = one_cycle(optimizer, 6, 10, 0.4, 0.1, peak_epoch=2, annihilate=annihilate)
+    rates = []
+    for _ in range(60):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(rates) < 60 else None
+    # torch counts the peak's step from 0: 19 steps up, 40 down.
+    last = 0.1 / 1e4 if annihilate else 0.1
+    expected = [0.1 + 0.3 * step / 19 for step in range(20)] + [0.4 + (last - 0.4) * step / 40 for step in range(1, 41)]
+    assert rates == pytest.approx(expected)
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr_min": 0.4}, r"lr_min is a number above 0 and below 0\.4, not 0\.4"),
+        ({"peak_epoch": 6}, "peak_epoch is a number above 0 and below 6, not 6"),
+        ({"epochs": 0}, "epochs is a whole number from 1 up, not 0"),
+    ],
+)
+def test_one_cycle_misuse_is_refused(wrong, message, tiny_net):
+    arguments = {"epochs": 6, "steps_per_epoch": 10, "lr_max": 0.4, "lr_min": 0.1, **wrong}
+    with pytest.raises(ValueError, match=message):
+        one_cycle(torch.optim.SGD(tiny_net.parameters(), lr=1.0), **arguments)
+
+
+def test_warmup_sets_rates_that_are_tensors_in_place():
+    rate = torch.tensor(1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+    warmup = Warmup(optimizer, [0.5], steps=4)
+    seen = []
+    for _ in range(5):
+        seen.append(float(optimizer.param_groups[0]["lr"]))
+        warmup.step()
+    assert seen == [0.125, 0.25, 0.375, 0.5, 0.5] and isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
