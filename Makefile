@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
@@ -18,12 +18,23 @@ test: .venv/installed-test ## Check style and types, run the tests
 	$(BIN)/mypy eva_utils
 	$(BIN)/python -m pytest
 
+bench: .venv/installed-bench ## Measure against rivals and write benchmarks/results.md (half an hour; leave the machine alone)
+	$(BIN)/python benchmarks/fit_speed.py --steps 12
+	$(BIN)/python benchmarks/loader_speed.py
+	$(BIN)/python benchmarks/gradcam_speed.py
+	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/norms.py
+
 clean: ## Remove the environment and the demo run
 	rm -rf .venv runs/demo
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-bench: setup.py .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 .venv/installed-test: setup.py .venv/installed

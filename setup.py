@@ -40,6 +40,9 @@ setup(
             "markdown-it-py>=3",  # renders a report, to see that names inject nothing
             "papermill>=2.4",  # executes the notebooks with parameters
         ],
-        "bench": [],  # the rivals, each added with the benchmark that measures it
+        "bench": [
+            "grad-cam>=1.5",  # a rival of Grad-CAM
+            "torchcam>=0.4",  # another
+        ],
     },
 )

@@ -33,7 +33,7 @@ def make_ways(batch):
         from pytorch_grad_cam import GradCAM
 
         with GradCAM(model, [model.layer4]) as cam:
-            return cam(images)
+            return cam(images, None)
 
     def torchcam():
         from torch.nn.functional import interpolate

@@ -7,22 +7,13 @@ network, the same network untrained, and a point drawn anywhere. https://arxiv.o
 """
 
 import argparse
-import sys
-from datetime import date
 from pathlib import Path
 
-import torch
+import common  # first: it finds the package
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from fit_speed import write_section  # noqa: E402
-
-import eva_utils as eva  # noqa: E402
-from eva_utils.utils.gradcam import GradCAM  # noqa: E402
-from eva_utils.utils.runtime import hardware  # noqa: E402
-from eva_utils.utils.shapes import make_shapes  # noqa: E402
+import eva_utils as eva
+from eva_utils.utils.gradcam import GradCAM
+from eva_utils.utils.shapes import make_shapes
 
 
 def hits(model, loader, masks, layer):
@@ -42,7 +33,7 @@ def hits(model, loader, masks, layer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--run", type=Path, default=ROOT / "runs" / "demo", help="a finished run of small_resnet on shapes"
+        "--run", type=Path, default=common.ROOT / "runs" / "demo", help="a finished run of small_resnet on shapes"
     )
     parser.add_argument("--layers", nargs="+", default=["layer2", "layer3.0", "layer3"])
     args = parser.parse_args()
@@ -56,22 +47,14 @@ def main():
     for layer in args.layers:
         for name, model in (("trained", trained), ("untrained", untrained)):
             share, empty = hits(model, data.test, masks, layer)
-            rows.append(f"| {layer} | {name} | {100 * share:.1f}% | {100 * empty:.1f}% |")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lines = [
-        "## Pointing game of Grad-CAM on shapes",
-        "",
-        f"{date.today()}, torch {hardware(device)['torch']}; 2,000 test images, small_resnet of {accuracy:.2f}% "
-        f"accuracy; a point drawn anywhere is on the object in {100 * masks.float().mean():.1f}%.",
-        "",
-        "`make demo && python benchmarks/pointing_game.py`",
-        "",
-        "| layer | network | peak on the object | maps all zeros |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-    print("\n".join(lines))
-    write_section(ROOT / "benchmarks" / "results.md", lines)
+            rows.append(
+                common.Row(f"{layer}, {name}", f"{100 * share:.1f}% on the object, {100 * empty:.1f}% all zeros")
+            )
+    note = (
+        f"2,000 test images, small_resnet of {accuracy:.2f}% accuracy from `make demo`; a point drawn anywhere is "
+        f"on the object in {100 * masks.float().mean():.1f}%."
+    )
+    common.publish("Pointing game of Grad-CAM on shapes", rows, note)
 
 
 if __name__ == "__main__":
