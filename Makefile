@@ -19,7 +19,7 @@ test: .venv/installed-test ## Check style and types, run the tests
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-bench ## Measure against rivals and write benchmarks/results.md (half an hour; leave the machine alone)
-	$(BIN)/python benchmarks/fit_speed.py --steps 12
+	$(BIN)/python benchmarks/fit_speed.py
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/gradcam_speed.py
 	$(BIN)/python benchmarks/footprint.py

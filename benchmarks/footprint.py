@@ -93,7 +93,7 @@ def checkpoint_seconds(rounds):
 
 def main():
     parser = common.parser(__doc__, rounds=7)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument(
         "--speed", type=float, default=170, help="images/s at which ResNet18 trains here (fit_speed.py)"
@@ -111,11 +111,19 @@ def main():
         *saving, saving_peak = memory("fit, checkpoints", args.epochs, args.batches)
         more = statistics.median(without[1:]) - statistics.median(bare[1:])
         limit = 1.15 * DATASET_MB
-        growth = without[-1] - without[1]
+        growth = without[-1] - without[len(without) // 2 - 1]
         rows += [
             common.Row("the dataset as uint8", f"{DATASET_MB:.0f} MB"),
-            common.Row("resident beyond the bare step", f"{more:.0f} MB", f"≤ {limit:.0f} MB", more <= limit),
-            common.Row("growth from epoch 2 to the last", f"{growth:.0f} MB", "flat (≤ 10 MB)", growth <= 10),
+            common.Row(
+                "resident after an epoch beyond the bare step", f"{more:.0f} MB", f"≤ {limit:.0f} MB", more <= limit
+            ),
+            common.Row(
+                "peak beyond the bare step's",
+                f"{peak - bare_peak:.0f} MB",
+                f"≤ {limit:.0f} MB",
+                peak - bare_peak <= limit,
+            ),
+            common.Row("growth over the later half of the epochs", f"{growth:.0f} MB", "flat (≤ 10 MB)", growth <= 10),
             common.Row("with checkpoints", f"{statistics.median(saving[1:]) - statistics.median(bare[1:]):.0f} MB"),
             common.Row("peaks: bare, fit, with checkpoints", f"{bare_peak:.0f}, {peak:.0f}, {saving_peak:.0f} MB"),
         ]

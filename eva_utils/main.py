@@ -275,9 +275,9 @@ def fit(
             restore_state(saved, parts, generators)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
-            history.note_machine(hardware(place))
             disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
             if len(history) < epochs:
+                history.note_machine(hardware(place))
                 say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
             else:
                 say(f"The run in {folder} has finished its {len(history)} epochs: its weights and history are loaded")
@@ -399,6 +399,6 @@ def _prepare(
     for part in (model, criterion):
         if isinstance(part, nn.Module):
             part.to(place)
-    if dtype != torch.float32:
+    if dtype != torch.float32 and all(parameter.ndim < 5 for parameter in model.parameters()):
         model.to(memory_format=torch.channels_last)
     return place, dtype, criterion

@@ -431,3 +431,7 @@ def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, data, monkey
     model, _ = train_one(tmp_path / "run", data, epochs=3, resume="auto")
     text = write_report(tmp_path / "run", model, data).path.read_text(encoding="utf-8")
     assert "| after epoch 1 on | 2030-01-01, Another, " in text and "| trained on | " in text
+    monkeypatch.setattr("eva_utils.main.hardware", lambda device: {**elsewhere, "date": "2031-01-01"})
+    train_one(tmp_path / "run", data, epochs=3, resume="auto")  # loads the weights and trains nothing
+    write_report(tmp_path / "run", model, data)
+    assert "2031-01-01" not in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
