@@ -8,6 +8,9 @@ import pytest
 from conftest import ROOT
 
 from eva_utils.utils.brief import BRIEFS
+from eva_utils.utils.checkpoint import load_verified
+from eva_utils.utils.history import History
+from eva_utils.utils.seal import is_sealed
 
 NOTEBOOKS = sorted((ROOT / "assignment").glob("*/*.ipynb"))
 
@@ -65,3 +68,15 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     else:
         assert verdicts["notebook"] == verdicts["Grad-CAM maps"] == verdicts["training transforms"] == "pass"
     assert len(list((folder / "figures").iterdir())) == 6
+
+
+@pytest.mark.parametrize("name", BRIEFS)
+def test_the_report_that_stands_here_is_the_runs_own(name):
+    folder = ROOT / "assignment" / name
+    history = History.from_json((folder / "history.json").read_text(encoding="utf-8"))
+    record = load_verified(folder / "report.pt")
+    assert record["rows"] == history.rows and record["settings"] == history.settings
+    assert is_sealed(folder / "README.md") and all(is_sealed(path) for path in (folder / "figures").glob("*.png"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in text
+    assert "JPEG-coded" in text and "/tmp/" not in text
