@@ -1,6 +1,5 @@
 """What the toolkit costs beside torch: time to import, memory of a run, time of a checkpoint."""
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,11 +29,6 @@ def import_ratio(rounds):
     return taken["fit"] / taken["torch"]
 
 
-def resident_megabytes():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def run_of(kind, epochs, batches):
     """In a process of its own: train as `fit` does, or by bare steps, and print the resident MB after each epoch."""
     torch.manual_seed(1)
@@ -52,7 +46,7 @@ def run_of(kind, epochs, batches):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
         for _ in range(epochs):
             bare_steps(model, images, torch.arange(128) % 10, optimizer, dtype, batches)
-            after.append(resident_megabytes())
+            after.append(common.own_memory("VmRSS"))
     else:
         everything = torch.randint(256, (60_000, 3, 32, 32), dtype=torch.uint8)
         transform = train_transform("eva6_s8", (0.5,) * 3, (0.25,) * 3)
@@ -62,11 +56,11 @@ def run_of(kind, epochs, batches):
 
             def log(line):
                 if line.startswith("Test set"):
-                    after.append(resident_megabytes())
+                    after.append(common.own_memory("VmRSS"))
 
             where = f"{folder}/run" if kind == "fit, checkpoints" else None
             eva.fit(model, loader, loader, epochs=epochs, progress=False, log=log, checkpoint=where)
-    print(*after, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(*after, common.own_memory("VmHWM"))
 
 
 def memory(kind, epochs, batches):

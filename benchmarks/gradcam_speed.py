@@ -50,9 +50,9 @@ def make_ways(batch):
 def peak_megabytes(way, batch):
     """Return the peak resident memory of a process that runs the forward pass and then this way."""
     code = (
-        "import sys, resource; sys.path.insert(0, sys.argv[1]); import gradcam_speed\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import common, gradcam_speed\n"
         "ways = gradcam_speed.make_ways(int(sys.argv[3])); ways['forward'](); ways[sys.argv[2]]()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(common.own_memory('VmHWM'))"
     )
     folder = str(common.ROOT / "benchmarks")
     command = [sys.executable, "-c", code, folder, way, str(batch)]

@@ -49,6 +49,7 @@ def main():
         return lambda: bare_steps(model, images, labels, optimizer, dtype, 5)
 
     taken = common.seconds({norm: steps(norm) for norm in NORMS}, args.rounds)
+    source = eva.load_data(args.data, limit=10).source
     rows = []
     for norm in NORMS:
         parameters = sum(parameter.numel() for parameter in eva.small_resnet(norm=norm).parameters())
@@ -57,7 +58,7 @@ def main():
         rows.append(common.Row(norm, figure))
     note = (
         f"Each line: what it averages over; parameters; speed of the training step; accuracy on {args.held_out} "
-        f"held-out images of {args.data.rsplit('/', 1)[-1]} after {args.epochs} epochs of {args.images}."
+        f"held-out images ({source}) after {args.epochs} epochs of {args.images}; one seed."
     )
     common.publish("Norm laboratory, small_resnet", rows, note)
 
