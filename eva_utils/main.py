@@ -207,7 +207,7 @@ def fit(
             back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
         compile: True runs the model through `torch.compile`, a string names its mode, as "reduce-overhead"
-            (CUDA graphs). It takes a minute to start; see benchmarks/results.md for where it pays.
+            (CUDA graphs). Compiling takes a minute before the first epoch, and need not pay.
         progress: whether to show a bar each epoch.
         log: takes one line; None is silent.
 

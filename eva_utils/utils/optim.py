@@ -1,4 +1,4 @@
-"""Optimizers by name for the command line, and parameter groups."""
+"""Parameter groups, warmup and one cycle; optimizers and the plateau by name for the command line."""
 
 from torch import Tensor, nn, optim
 

@@ -150,9 +150,7 @@ def _parameters(record: dict) -> str:
         ("precision", settings["precision"]),
         (
             "seed",
-            "not recorded"
-            if not any(seeds.values())
-            else ", ".join(f"{seed} of the {part}" for part, seed in seeds.items() if seed is not None),
+            ", ".join(f"{seed} of the {part}" for part, seed in seeds.items() if seed is not None) or "not recorded",
         ),
     ]
     return _table(("parameter", "value"), rows)
