@@ -197,6 +197,14 @@ def test_other_norms_and_none_fail(data, layers):
     assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
 
 
+def test_batches_of_one_image_are_enough(data):
+    """Batch normalization of 1x1 maps refuses to train on a single image."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 32), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
+    single = DataLoader(TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3)), batch_size=1)
+    own = SimpleNamespace(train=data.train, test=single, classes=data.classes)
+    assert check(record(data, model), model, own, norm="BatchNorm").verdict == "pass"
+
+
 def test_a_layer_norm_that_never_runs_does_not_count(data):
     model = normed()
     model[0].idle = nn.LayerNorm(8)

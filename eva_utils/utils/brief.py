@@ -173,8 +173,9 @@ def audit(
 ) -> Audit:
     """Check a run against an assignment's rules, with evidence read from its record, its model and its data.
 
-    The model runs once on two test images; the training transforms run on 64 images. Model, data and random
-    generators are left as they were. What no evidence was given for is "not checked".
+    A copy of the model runs on a test image, in training and in evaluation mode; the training transforms
+    run on 64 images. Model, data and random generators are left as they were. What no evidence was given for
+    is "not checked".
 
     Args:
         brief: one of `BRIEFS` by name, or a `Brief`.
@@ -216,7 +217,7 @@ def _findings(
     if brief.depth is not None:
         findings.append(rules.depth(brief.depth, model))
     if brief.norm is not None:
-        findings.append(rules.normalization(brief.norm, model, next(iter(data.test))[0][:2]))
+        findings.append(rules.normalization(brief.norm, model, next(iter(data.test))[0]))
     if brief.transforms is not None:
         findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
     if brief.correct is not None:
