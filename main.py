@@ -77,6 +77,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--model", default="small_resnet", help=f"architecture: {', '.join(eva.list_models())}")
     model.add_argument("--norm", default="layer", help=f"normalization, the only one in it: {', '.join(NORMS)}")
     model.add_argument("--last-stride", type=int, help="stride of a ResNet's layer4, 1 or 2; 1 keeps 8x8 maps")
+    model.add_argument("--standardize", action="store_true", help="standardize the weights of the convolutions")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=10, help="in all, those of a resumed run included")
     training.add_argument("--optimizer", default="sgd", help=f"one of {', '.join(OPTIMIZERS)}")
@@ -90,7 +91,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--annihilate", action="store_true", help="let one_cycle end near 0 and not at --lr / 10")
     training.add_argument("--factor", type=float, default=0.1, help="by which the plateau schedule cuts the rate")
     training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss before a cut")
+    training.add_argument("--threshold", type=float, default=1e-4, help="share by which the loss must be lower")
     training.add_argument("--warmup", type=int, default=0, help="first epochs in which the rate rises to --lr")
+    training.add_argument("--ema", type=float, help="decay of averaged weights, as 0.999, which are then tested")
+    training.add_argument("--clip", type=float, help="largest norm of the gradient")
     training.add_argument("--seed", type=int, default=1, help="of the weights, the order and the augmentation")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda or mps; the best there is if left out")
@@ -111,15 +115,17 @@ def load(args: argparse.Namespace) -> Data:
     )  # fmt: skip
 
 
-def build(name: str, norm: str, last_stride: int | None, classes: int):
-    options = {} if last_stride is None else {"last_stride": last_stride}
-    return eva.create_model(name, num_classes=classes, norm=norm, **options)
+def build(chosen: dict, classes: int):
+    """Build the model that the options ask for; those left out are the model's own."""
+    options = {"last_stride": chosen["last_stride"], "standardize": chosen.get("standardize") or None}
+    options = {name: value for name, value in options.items() if value is not None}
+    return eva.create_model(chosen["model"], num_classes=classes, norm=chosen["norm"], **options)
 
 
 def make_parts(args: argparse.Namespace, classes: int = 10, batches: int = 1):
     """Return model, optimizer, scheduler and criterion, or refuse a wrong name or number."""
     eva.seed_everything(args.seed)
-    model = build(args.model, args.norm, args.last_stride, classes)
+    model = build(vars(args), classes)
     place = pick_device(args.device)
     optimizer = make_optimizer(
         args.optimizer,
@@ -135,7 +141,8 @@ def make_parts(args: argparse.Namespace, classes: int = 10, batches: int = 1):
     if args.scheduler not in SCHEDULERS:
         raise unknown_name("scheduler", args.scheduler, SCHEDULERS)
     if args.scheduler == "plateau":
-        return model, optimizer, make_plateau(optimizer, factor=args.factor, patience=args.patience), criterion
+        cuts = {"factor": args.factor, "patience": args.patience, "threshold": args.threshold}
+        return model, optimizer, make_plateau(optimizer, **cuts), criterion
     rates = {"lr_max": args.lr, "lr_min": args.lr / 10, "peak_epoch": args.peak_epoch, "annihilate": args.annihilate}
     return model, optimizer, one_cycle(optimizer, args.epochs, batches, **rates), criterion
 
@@ -163,6 +170,8 @@ def train(args: argparse.Namespace) -> int:
         checkpoint=args.out,
         resume="auto" if args.resume else False,
         warmup=args.warmup,
+        ema=args.ema,
+        clip=args.clip,
         compile=args.compile,
     )
     note_continuation(args.out)
@@ -252,7 +261,7 @@ def evaluate(args: argparse.Namespace) -> int:
         data.test.transform = test_transform(mean, std)
     if args.precision == "auto" and precision != "float16":
         args.precision = precision
-    model = build(options["model"], options["norm"], options["last_stride"], len(data.classes))
+    model = build(options, len(data.classes))
     recorded_on = history.settings["test_loader"].get("fingerprint")
     where = "of the same images" if recorded_on == data.test.fingerprint else "of other images than these"
     for which, row in (("best", best), ("last", last)):

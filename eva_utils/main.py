@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from .utils import checkpoint as disk
 from .utils.checks import (
+    check_averaging,
     check_batch,
     check_fit,
     check_labels,
@@ -28,7 +29,7 @@ from .utils.checks import (
 from .utils.history import History, describe_run
 from .utils.lock import locked
 from .utils.meter import FirstBad, Meter, Score
-from .utils.optim import Warmup
+from .utils.optim import MovingAverage, Warmup
 from .utils.progress import ProgressBar
 from .utils.runtime import (
     autocast,
@@ -36,6 +37,7 @@ from .utils.runtime import (
     check_compile,
     compiled,
     hardware,
+    keep_freed_memory,
     keep_modes,
     move_images,
     pick_device,
@@ -64,6 +66,8 @@ def train(
     device: str | torch.device | None = None,
     precision: str = "auto",
     scaler: torch.amp.GradScaler | None = None,
+    clip: float | None = None,
+    ema: MovingAverage | None = None,
     progress: bool = True,
     log: Log | None = print,
 ) -> Score:
@@ -79,6 +83,8 @@ def train(
         device: see `eva_utils.utils.runtime.pick_device`.
         precision: "auto", "float32", "bfloat16" or "float16".
         scaler: of the gradients, in float16.
+        clip: largest norm of the gradient of all parameters together; None sets no limit.
+        ema: the average that takes in the weights after every batch.
         progress: whether to show the bar: live in a terminal or a notebook, else its last line.
         log: takes one line; None is silent.
 
@@ -101,8 +107,13 @@ def train(
             if place.type == "cpu":
                 first_bad.check()
             scaler.scale(loss).backward()
+            if clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             scaler.step(optimizer)
             scaler.update()
+            if ema is not None:
+                ema.update_parameters(model)
             rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
                 scheduler.step()
@@ -179,6 +190,8 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool | str = False,
     warmup: int = 0,
+    ema: float | None = None,
+    clip: float | None = None,
     compile: bool | str = False,
     progress: bool = True,
     log: Log | None = print,
@@ -206,6 +219,9 @@ def fit(
         resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
             back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
+        ema: decay, as 0.999, of an exponential moving average of the weights over the steps. The average is what
+            is tested, saved as best.pt and last.pt, and in the model at the end.
+        clip: largest norm of the gradient of all parameters together; None sets no limit.
         compile: True runs the model through `torch.compile`, a string names its mode, as "reduce-overhead"
             (CUDA graphs). Compiling takes a minute before the first epoch, and need not pay.
         progress: whether to show a bar each epoch.
@@ -219,6 +235,7 @@ def fit(
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
     check_warmup(warmup, epochs, scheduler)
+    check_averaging(ema, clip)
     epochs, warmup = int(epochs), int(warmup)
     if seed is not None:
         check_seed(seed)
@@ -248,6 +265,8 @@ def fit(
         settings |= {
             "epochs": epochs,
             "warmup": warmup,
+            "ema": ema,
+            "clip": clip,
             "compile": compile,
             "seed": seed,
             "precision": how["precision"],
@@ -260,6 +279,11 @@ def fit(
             "scheduler": scheduler,
             "scaler": scaler,
         }
+        tested = model
+        if ema is not None:
+            parts["ema"] = MovingAverage(model, ema)
+            tested = parts["ema"].module
+            held.callback(lambda: parts["model"].load_state_dict(tested.state_dict()))
         generators = own_generators(train_loader)
         if saved:
             rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
@@ -268,7 +292,8 @@ def fit(
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
         _check_test_batch(model, test_loader, place, dtype)
-        held.enter_context(compiled(model, compile))
+        for module in {id(model): model, id(tested): tested}.values():
+            held.enter_context(compiled(module, compile))
         if seed is not None:
             seed_everything(seed)
         if saved and folder:
@@ -293,9 +318,9 @@ def fit(
                 elif epoch <= warmup:
                     batches = len(train_loader)
                     stepped = Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
-                row = _run_epoch(
-                    epoch, model, train_loader, test_loader, optimizer, stepped, scaler, progress, log, **how
-                )
+                training = {"scheduler": stepped, "scaler": scaler, "clip": clip, "ema": parts.get("ema")}
+                training |= {"progress": progress, **how}
+                row = _run_epoch(epoch, model, tested, train_loader, test_loader, optimizer, log, training, how)
                 if stepped is None:
                     _step(scheduler, row)
                 finished = copy_states(parts)
@@ -346,23 +371,20 @@ def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype
 def _run_epoch(
     epoch: int,
     model: nn.Module,
+    tested_model: nn.Module,
     train_loader: Any,
     test_loader: Any,
     optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler | Warmup | None,
-    scaler: torch.amp.GradScaler,
-    progress: bool,
     log: Log | None,
-    **how: Any,
+    training: dict[str, Any],
+    testing: dict[str, Any],
 ) -> dict:
-    """Train and test once, log the result and return the row of the record; `how` goes to `train` and `test`."""
+    """Call `train` and `test` once, log the result and return the row of the record."""
     if hasattr(train_loader, "set_epoch"):
         train_loader.set_epoch(epoch)
     start = time.perf_counter()
-    trained = train(
-        model, train_loader, optimizer, scheduler=scheduler, scaler=scaler, progress=progress, log=log, **how
-    )
-    tested = test(model, test_loader, **how)
+    trained = train(model, train_loader, optimizer, log=log, **training)
+    tested = test(tested_model, test_loader, **testing)
     if not math.isfinite(tested.loss):
         raise FloatingPointError(f"the test loss is {tested.loss}; lower the learning rate")
     if log is not None:
@@ -395,6 +417,8 @@ def _prepare(
     """Choose device, precision and criterion, and move the model and the criterion to the device."""
     place = pick_device(device)
     dtype = pick_precision(precision, place)
+    if place.type == "cpu":
+        keep_freed_memory()
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
     for part in (model, criterion):
         if isinstance(part, nn.Module):

@@ -99,6 +99,23 @@ def test_a_run_stopped_in_or_after_its_warmup_resumes_exactly(stopped_after, tmp
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())
 
 
+def test_a_run_of_averaged_weights_resumes_exactly_and_saves_the_average(tmp_path):
+    model, history = make_run("plateau", ema=0.9)
+    total = {"ema": 0.9, "checkpoint": tmp_path / "run", "resume": "auto"}
+    stopped_model, stopped = make_run("plateau", **total, log=StopAfter(2))
+    saved = Restless(TinyNet())
+    disk.load_weights(saved, tmp_path / "run", "last")
+    assert_equal_weights(stopped_model.state_dict(), saved.state_dict())
+    raw = disk.load_verified(tmp_path / "run" / "epoch-0002.pt")["model"]
+    assert any(not torch.equal(raw[name], saved.state_dict()[name]) for name in raw)
+
+    resumed_model, resumed = make_run("plateau", **total)
+    assert len(stopped) == 2 and without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    disk.load_weights(saved, tmp_path / "run", "last")
+    assert_equal_weights(saved.state_dict(), model.state_dict())
+
+
 class StopAfter:
     """A log that interrupts, as Ctrl-C would, when the epoch after the given one begins."""
 
@@ -267,7 +284,7 @@ def other_run(**change):
     loader = Loader(
         images, torch.arange(24) % 4, transform, batch_size=change.get("batch_size", 8), seed=change.get("seed", 0)
     )
-    options = {name: change[name] for name in ("precision", "criterion", "warmup") if name in change}
+    options = {name: change[name] for name in ("precision", "criterion", "warmup", "ema", "clip") if name in change}
     return {"model": model, "train_loader": loader, "test_loader": loader, "optimizer": optimizer, **QUIET, **options}
 
 
@@ -285,6 +302,8 @@ def other_run(**change):
         ({"pixel": 1}, "train_loader fingerprint was"),
         ({"recipe": "eva8_s7"}, "train_loader transform was 'Normalize"),
         ({"warmup": 1}, "warmup was 0 and is now 1"),
+        ({"ema": 0.9}, "ema was None and is now 0.9"),
+        ({"clip": 1.0}, "clip was None and is now 1.0"),
         ({"precision": "bfloat16"}, "precision was 'float32' and is now 'bfloat16'"),
         (
             {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)},

@@ -39,7 +39,7 @@ ALLOWED = {
     "utils.gradcam": {"utils.runtime"},
     "utils.meter": set(),
     "utils.names": set(),
-    "utils.optim": set(),
+    "utils.optim": {"utils.runtime"},
     "utils.page": {
         "utils.checkpoint",
         "utils.gradcam",

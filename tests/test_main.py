@@ -174,6 +174,54 @@ def test_a_plateau_sees_nothing_of_the_warmup(tiny_net):
     assert scheduler.last_epoch == 1 and scheduler.best == history.rows[-1]["test_loss"]
 
 
+def test_clipping_and_averaging_follow_a_hand_made_loop(tiny_net):
+    model, (batches, tested) = copy.deepcopy(tiny_net), new_loaders()
+    batches, optimizer = list(batches), torch.optim.SGD(tiny_net.parameters(), lr=0.5)
+    given = {"optimizer": optimizer, "scheduler": SCHEDULERS["constant"](optimizer), "ema": 0.6, "clip": 0.05}
+    history = engine.fit(tiny_net, batches, tested, epochs=2, seed=7, **given, **QUIET)
+
+    seed_everything(7)  # of the dropout
+    parameters, average, norms, losses = list(model.parameters()), None, [], []
+    for epoch in range(2):
+        model.train()
+        for step, (images, labels) in enumerate(batches, epoch * len(batches)):
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), parameters)
+            norms.append(float(sum((gradient**2).sum() for gradient in gradients).sqrt()))
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= 0.5 * gradient * min(1, 0.05 / norms[-1])
+            values, decay = (
+                [value.double() for value in model.state_dict().values()],
+                min(0.6, (1 + step) / (10 + step)),
+            )
+            average = average or values
+            average = [decay * old + (1 - decay) * new for old, new in zip(average, values, strict=True)]
+        averaged = copy.deepcopy(model)
+        averaged.load_state_dict(dict(zip(model.state_dict(), average, strict=True)))
+        losses.append(engine.test(averaged, tested, device="cpu", precision="float32").loss)
+    assert min(norms) > 0.05  # clipping took part
+    assert [row["test_loss"] for row in history.rows] == pytest.approx(losses, rel=1e-4)
+    for (name, ours), theirs in zip(tiny_net.state_dict().items(), averaged.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    assert (history.settings["ema"], history.settings["clip"]) == (0.6, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"ema": 1}, "ema is a number from 0 and below 1, not 1"),
+        ({"ema": "0.9"}, "ema is a number from 0 and below 1, not '0.9'"),
+        ({"clip": 0}, "clip is a number above 0, not 0"),
+    ],
+)
+def test_averaging_misuse_is_refused(option, message, tiny_net):
+    before = copy.deepcopy(tiny_net)
+    with pytest.raises(ValueError, match=message):
+        engine.fit(tiny_net, *new_loaders(), epochs=1, **option, **QUIET)
+    assert_same_weights(tiny_net, before)
+
+
 def test_warmup_misuse_is_refused(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05)
     cycle = SCHEDULERS["one_cycle"](optimizer)

@@ -1,4 +1,7 @@
+import ctypes
+import platform
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -58,3 +61,19 @@ def test_a_device_that_is_not_here_is_refused():
     assert runtime.pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device 'tpu' is not usable here"):
         runtime.pick_device("tpu")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    assert runtime.keep_freed_memory()
+    torch.ones(64 << 20, dtype=torch.uint8)  # faulted in once, and freed
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(64 << 20, dtype=torch.uint8)
+    pages = 3 * (64 << 20) // resource.getpagesize()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
+
+
+def test_a_c_library_that_keeps_nothing_is_no_error(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not runtime.keep_freed_memory.__wrapped__()

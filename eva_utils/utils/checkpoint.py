@@ -29,8 +29,6 @@ _MARK = b"sha256:"
 _SEAL_BYTES = len(_MARK) + 64
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
-
-
 _BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False}
 
 
@@ -154,9 +152,13 @@ def save_epoch(folder: Path, state: dict, history_json: str, best_epoch: int) ->
 
 def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:
     """Write the plain weights and the record of an epoch that is on disk; a resumed run does it again."""
+    weights = state["model"]
+    if "ema" in state:  # the average is what was tested
+        named = state["ema"].items()
+        weights = {name.removeprefix("module."): value for name, value in named if name.startswith("module.")}
     if best_epoch == state["epoch"]:
-        save_verified(folder / "best.pt", state["model"])
-    save_verified(folder / "last.pt", state["model"])
+        save_verified(folder / "best.pt", weights)
+    save_verified(folder / "last.pt", weights)
     write_atomic(folder / "history.json", history_json.encode())
 
 
@@ -229,8 +231,8 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
     skip = set() if fresh_optimizer else _SCHEDULED
-    compared = ("optimizer", "scheduler", "warmup", "criterion", "batches", "train_loader", "test_loader")
-    for name in (*compared, "precision", "compile"):
+    compared = ("optimizer", "scheduler", "warmup", "ema", "clip", "criterion", "batches", "train_loader")
+    for name in (*compared, "test_loader", "precision", "compile"):
         difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")

@@ -107,6 +107,14 @@ def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> Non
         raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
 
 
+def check_averaging(ema: float | None, clip: float | None) -> None:
+    """Raise ValueError unless the decay of averaged weights and the gradient's largest norm are in range, or None."""
+    if ema is not None:
+        check_real("ema", ema, 0, 1)
+    if clip is not None:
+        check_real("clip", clip, 0, open_low=True)
+
+
 def check_batch(batch: Any, place: str) -> tuple[Tensor, Tensor]:
     """Return the images and the labels of a batch, or raise if it is not (float32 images, int64 labels).
 

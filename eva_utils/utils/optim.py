@@ -1,9 +1,11 @@
-"""Parameter groups, warmup and one cycle; optimizers and the plateau by name for the command line."""
+"""Parameter groups, warmup, averaged weights, one cycle; optimizers and the plateau by name for the command line."""
 
 from torch import Tensor, nn, optim
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checks import check_real, check_whole
 from .names import unknown_name
+from .runtime import unwrap
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULERS = ("plateau", "one_cycle")
@@ -92,6 +94,27 @@ class Warmup:
                 group["lr"] = share * rate
 
 
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a model's weights and buffers over its steps, in `.module`.
+
+    On torch's AveragedModel, the decay being min(decay, (1 + n) / (10 + n)) after n steps, so that the random
+    weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with `num_updates`).
+
+    Args:
+        model: is copied.
+        decay: from 0 to below 1; 0.999 averages over about the last 1,000 steps.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(unwrap(model), use_buffers=True)
+        self.decay = decay
+
+    def update_parameters(self, model: nn.Module) -> None:
+        steps = int(self.n_averaged)
+        self.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
+        super().update_parameters(unwrap(model))
+
+
 def make_optimizer(
     name: str,
     model: nn.Module,
@@ -121,13 +144,16 @@ def make_optimizer(
 
 
 def make_plateau(
-    optimizer: optim.Optimizer, *, factor: float = 0.1, patience: int = 3
+    optimizer: optim.Optimizer, *, factor: float = 0.1, patience: int = 3, threshold: float = 1e-4
 ) -> optim.lr_scheduler.ReduceLROnPlateau:
     """Build the schedule that multiplies the rate by `factor` after more than `patience` epochs without progress.
+
+    Progress is a loss lower than the best one by the share `threshold` of it.
 
     Raises:
         ValueError: a number is out of range.
     """
     check_real("factor", factor, 0, 1, open_low=True)
     check_whole("patience", patience, 0)
-    return optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+    check_real("threshold", threshold, 0, 1)
+    return optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold=threshold)

@@ -145,6 +145,8 @@ def _parameters(record: dict) -> str:
         ("optimizer", optimizer["class"] + "; ".join(dict.fromkeys(_options(group, rates) for group in groups))),
         ("learning rate schedule", schedule["class"] + _options(ran, ran)),
         ("warmup", f"{warmup} epoch{'s' * (warmup > 1)}" if warmup else "none"),
+        ("averaged weights", _if_set("decay", settings.get("ema"))),
+        ("gradient clipping", _if_set("norm", settings.get("clip"))),
         ("loss", settings["criterion"]["class"] + smoothing(settings["criterion"])),
         ("model", f"{settings['model']}, {settings['parameters']:,} parameters"),
         ("precision", settings["precision"]),
@@ -160,6 +162,10 @@ def _summary(record: dict) -> str:
     norms = ", ".join(f"{count} {kind}" for kind, count in record["norms"].items()) or "none"
     layer_norm = " (LayerNorm over channels, height and width)" * ("GroupNorm of one group" in record["norms"])
     return f"{_fence(record['summary'])}\n\nNormalization layers: {escape(norms)}{layer_norm}."
+
+
+def _if_set(name: str, value: float | None) -> str:
+    return "none" if value is None else f"{name} {value:g}"
 
 
 def _rounded(values: Iterable[float]) -> str:

@@ -1,5 +1,6 @@
 """Device, precision, seeds and modes: the only file that asks about hardware."""
 
+import ctypes
 import os
 import platform
 import random
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -129,6 +131,22 @@ def memory_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 8 << 30
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Keep what tensors free for the next ones, in this process from now on, and return whether that took effect.
+
+    The C library gives blocks of 32 MiB and more back to the system at once, and every page of the next one is
+    faulted in again: on virtual machines that takes longer than most kernels. Only glibc can be told so
+    (mallopt(3)); CUDA's allocator does it by itself.
+    """
+    trim_threshold, most_mmaps = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(most_mmaps, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
