@@ -20,7 +20,7 @@ import eva_utils as eva
 from eva_utils.models.norms import NORMS
 from eva_utils.utils.brief import BRIEFS, find_brief
 from eva_utils.utils.checkpoint import check_folder, write_atomic
-from eva_utils.utils.checks import check_real, check_whole
+from eva_utils.utils.checks import check_averaging, check_real, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.lock import locked
 from eva_utils.utils.names import unknown_name
@@ -150,6 +150,7 @@ def make_parts(args: argparse.Namespace, classes: int = 10, batches: int = 1):
 def train(args: argparse.Namespace) -> int:
     check_whole("epochs", args.epochs, 1)
     check_whole("warmup", args.warmup, 0)
+    check_averaging(args.ema, args.clip)
     check_out(args.out, args.resume)
     make_parts(args)  # refuses a wrong name or number before the data is read
     data = load(args)

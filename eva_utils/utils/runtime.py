@@ -137,16 +137,17 @@ def memory_bytes(device: torch.device) -> int:
 def keep_freed_memory() -> bool:
     """Keep what tensors free for the next ones, in this process from now on, and return whether that took effect.
 
-    The C library gives blocks of 32 MiB and more back to the system at once, and every page of the next one is
-    faulted in again: on virtual machines that takes longer than most kernels. Only glibc can be told so
-    (mallopt(3)); CUDA's allocator does it by itself.
+    The C library gives memory back to the system, large blocks at once, and every page of the next tensor is
+    faulted in again: on virtual machines that takes longer than most kernels. Blocks of 256 MiB and more are
+    still given back. Only glibc can be told so (mallopt(3)); CUDA's allocator keeps memory by itself.
     """
-    trim_threshold, most_mmaps = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(most_mmaps, 0) and mallopt(trim_threshold, 2**31 - 1))
+    larger = mallopt(mmap_threshold, 1 << 28) or mallopt(mmap_threshold, 1 << 25)  # glibc before 2.35 takes no more
+    return bool(larger and mallopt(trim_threshold, 2**31 - 1))
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
