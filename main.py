@@ -18,6 +18,7 @@ from torch import nn
 
 import eva_utils as eva
 from eva_utils.models.norms import NORMS
+from eva_utils.utils import processes
 from eva_utils.utils.brief import BRIEFS, find_brief
 from eva_utils.utils.checkpoint import check_folder, write_atomic
 from eva_utils.utils.checks import check_averaging, check_real, check_whole
@@ -103,6 +104,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/latest"), help="folder for checkpoints and report")
     run.add_argument("--resume", action="store_true", help="continue the run in --out if there is one")
+    run.add_argument("--mirror", type=Path, help="second folder, as on Google Drive, to which each epoch is copied")
     run.add_argument("--preflight", action="store_true", help="check data and model for a minute instead of training")
     run.add_argument("--evaluate", type=Path, metavar="RUN", help="score this run's weights on --data and stop")
     return parser.parse_args(arguments)
@@ -153,11 +155,13 @@ def train(args: argparse.Namespace) -> int:
     check_averaging(args.ema, args.clip)
     check_out(args.out, args.resume)
     make_parts(args)  # refuses a wrong name or number before the data is read
-    data = load(args)
+    with processes.first_before_others():  # it alone downloads what is missing
+        data = load(args)
     model, optimizer, scheduler, criterion = make_parts(args, len(data.classes), len(data.train))
-    print(eva.summary(model, tuple(data.train.images[0].shape)))
-    with locked(args.out):
-        write_command(args, data)
+    if processes.rank() == 0:
+        print(eva.summary(model, tuple(data.train.images[0].shape)))
+        with locked(args.out):
+            write_command(args, data)
     history = eva.fit(
         model,
         data.train,
@@ -170,11 +174,14 @@ def train(args: argparse.Namespace) -> int:
         precision=args.precision,
         checkpoint=args.out,
         resume="auto" if args.resume else False,
+        mirror=args.mirror,
         warmup=args.warmup,
         ema=args.ema,
         clip=args.clip,
         compile=args.compile,
     )
+    if processes.rank():
+        return 0
     note_continuation(args.out)
     if len(history) < args.epochs:
         print(f"Stopped after {len(history)} of {args.epochs} epochs; go on with --resume")
@@ -279,7 +286,8 @@ def main() -> int:
     args = parse()
     command = evaluate if args.evaluate else preflight if args.preflight else train
     try:
-        return command(args)
+        with processes.process_group():
+            return command(args)
     except KeyboardInterrupt:
         print("main.py: stopped", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from .utils import checkpoint as disk
+from .utils import processes
 from .utils.checks import (
     check_averaging,
     check_batch,
@@ -29,6 +30,7 @@ from .utils.checks import (
 from .utils.history import History, describe_run
 from .utils.lock import locked
 from .utils.meter import FirstBad, Meter, Score
+from .utils.mirror import check_mirror, copy_run, restore_run
 from .utils.optim import MovingAverage, Warmup
 from .utils.progress import ProgressBar
 from .utils.runtime import (
@@ -49,6 +51,7 @@ from .utils.runtime import (
     unwrap,
 )
 from .utils.state import collect_state, copy_states, own_generators, recorded_precision, restore_state
+from .utils.stop import Stop
 
 Log = Callable[[str], Any]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -94,19 +97,24 @@ def train(
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     meter, first_bad = Meter(place), FirstBad(place)
+    several = processes.count() > 1
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
+
+        def describe(score: Score) -> None:
+            bar.describe(f"Loss={score.loss:.4f} Batch_id={number} LR={rate:.5f} Accuracy={score.accuracy:.2f}")
+
         model.train()
-        rate = float(optimizer.param_groups[0]["lr"])
+        number, rate = 0, float(optimizer.param_groups[0]["lr"])
         for number, batch in enumerate(loader):
-            images, labels = check_batch(batch, f"batch {number}")
+            images, labels = check_batch(batch, f"batch {number}", may_be_empty=several)
             optimizer.zero_grad()
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
-            loss = criterion(logits.float(), labels)
+            loss = criterion(logits.float(), labels) if len(labels) else logits.float().sum()
             first_bad.update(loss, number)
             if place.type == "cpu":
                 first_bad.check()
-            scaler.scale(loss).backward()
+            scaler.scale(loss * processes.weight(len(labels)) if several else loss).backward()
             if clip is not None:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -118,14 +126,15 @@ def train(
             if scheduler is not None:
                 scheduler.step()
             meter.update(loss, logits, labels)
-            if bar.is_due(number):
+            if bar.is_due and meter.samples:
                 first_bad.check()
-                score = meter.score()
-                bar.describe(f"Loss={score.loss:.4f} Batch_id={number} LR={rate:.5f} Accuracy={score.accuracy:.2f}")
+                describe(meter.score())
             bar.advance()
         first_bad.check()
+        score = meter.total()
+        describe(score)
     optimizer.zero_grad()
-    return meter.score()._replace(lr=rate)
+    return score._replace(lr=rate)
 
 
 def _forward(
@@ -142,6 +151,8 @@ def _forward(
             raise
         raise ValueError(explain_failure(model, shape, error)) from error
     check_logits(logits, images)
+    if not len(labels):
+        return logits
     if number == 0:
         warn_of_softmax(logits)
     # Labels already on a device are checked once a pass, since reading them waits for it.
@@ -168,11 +179,13 @@ def test(
     with keep_modes(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
-            images, labels = check_batch(batch, f"batch {number}")
+            images, labels = check_batch(batch, f"batch {number}", may_be_empty=processes.count() > 1)
+            if not len(labels):
+                continue
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
             meter.update(criterion(logits.float(), labels), logits, labels)
-    return meter.score()
+    return meter.total()
 
 
 def fit(
@@ -189,6 +202,7 @@ def fit(
     seed: int | None = None,
     checkpoint: str | Path | None = None,
     resume: bool | str = False,
+    mirror: str | Path | None = None,
     warmup: int = 0,
     ema: float | None = None,
     clip: float | None = None,
@@ -218,6 +232,8 @@ def fit(
         checkpoint: folder in which every finished epoch is put before the next begins.
         resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
             back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
+        mirror: second folder, on Google Drive for one, to which each finished epoch is copied. A mirror that
+            fails is warned of and stops nothing; a run whose own folder is lost is resumed from it.
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
         ema: decay, as 0.999, of an exponential moving average of the weights over the steps. The average is what
             is tested, saved as best.pt and last.pt, and in the model at the end.
@@ -241,17 +257,32 @@ def fit(
         check_seed(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     check_compile(compile, place)
+    first = processes.rank() == 0
+    log, progress = log if first else None, progress and first
     say: Log = log or (lambda line: None)
     if checkpoint is None and resume:
         raise ValueError("resume needs the folder of the run: give checkpoint= as well")
+    if checkpoint is None and mirror is not None:
+        raise ValueError("mirror copies the folder of the run: give checkpoint= as well")
+    folder = None if checkpoint is None else Path(checkpoint)
+    second = None if mirror is None else Path(mirror)
+    stop = Stop()
+    train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
     with ExitStack() as held:
-        saved, folder = None, None
-        if checkpoint is not None:
-            folder = Path(checkpoint)
+
+        def open_run() -> dict | None:
+            if folder is None:
+                return None
+            if second is not None:
+                check_mirror(folder, second, resume)
+                if resume:
+                    restore_run(folder, second, say)
             disk.check_folder(folder, resume)
             held.enter_context(locked(folder))
             disk.check_folder(folder, resume)  # once more: another run may have ended since
-            saved = disk.latest_state(folder, say)
+            return disk.latest_state(folder, say)
+
+        saved = processes.first_does(open_run)
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place)
         if optimizer is None:
@@ -270,6 +301,7 @@ def fit(
             "compile": compile,
             "seed": seed,
             "precision": how["precision"],
+            "processes": processes.count(),
             **hardware(place),
         }
         history = History(settings=settings)
@@ -292,15 +324,19 @@ def fit(
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
         _check_test_batch(model, test_loader, place, dtype)
+        trained = held.enter_context(processes.parallel(model, place))
         for module in {id(model): model, id(tested): tested}.values():
             held.enter_context(compiled(module, compile))
         if seed is not None:
-            seed_everything(seed)
+            seed_everything(seed + processes.rank())
         if saved and folder:
             restore_state(saved, parts, generators)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
-            disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
+            if first:
+                disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
+                if second is not None:
+                    copy_run(folder, second, say)
             if len(history) < epochs:
                 history.note_machine(hardware(place))
                 say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
@@ -308,6 +344,7 @@ def fit(
                 say(f"The run in {folder} has finished its {len(history)} epochs: its weights and history are loaded")
 
         epoch, finished = len(history), copy_states(parts)
+        held.enter_context(stop.on_signals())
         try:
             while epoch < epochs:
                 epoch += 1
@@ -320,14 +357,17 @@ def fit(
                     stepped = Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
                 training = {"scheduler": stepped, "scaler": scaler, "clip": clip, "ema": parts.get("ema")}
                 training |= {"progress": progress, **how}
-                row = _run_epoch(epoch, model, tested, train_loader, test_loader, optimizer, log, training, how)
+                row = _run_epoch(epoch, trained, tested, train_part, test_part, optimizer, log, training, how)
                 if stepped is None:
                     _step(scheduler, row)
                 finished = copy_states(parts)
                 history.rows.append(row)
                 if folder:
                     state = collect_state(epoch, parts, generators, history)
-                    disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
+                    if first:
+                        disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
+                        if second is not None:
+                            copy_run(folder, second, say)
         except BaseException as error:
             for name, part in parts.items():
                 part.load_state_dict(finished[name])
@@ -380,8 +420,8 @@ def _run_epoch(
     testing: dict[str, Any],
 ) -> dict:
     """Call `train` and `test` once, log the result and return the row of the record."""
-    if hasattr(train_loader, "set_epoch"):
-        train_loader.set_epoch(epoch)
+    if hasattr(train_loader.loader, "set_epoch"):
+        train_loader.loader.set_epoch(epoch)
     start = time.perf_counter()
     trained = train(model, train_loader, optimizer, log=log, **training)
     tested = test(tested_model, test_loader, **testing)

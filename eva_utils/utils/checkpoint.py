@@ -29,7 +29,7 @@ _MARK = b"sha256:"
 _SEAL_BYTES = len(_MARK) + 64
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
-_BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False}
+_BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False, "processes": 1}
 
 
 class DamagedFileError(ValueError):
@@ -232,7 +232,7 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
     before = saved["history"]["settings"]
     skip = set() if fresh_optimizer else _SCHEDULED
     compared = ("optimizer", "scheduler", "warmup", "ema", "clip", "criterion", "batches", "train_loader")
-    for name in (*compared, "test_loader", "precision", "compile"):
+    for name in (*compared, "test_loader", "precision", "compile", "processes"):
         difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")

@@ -1,5 +1,6 @@
 """Batches from uint8 images: in memory, or decoded as they are needed."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -49,10 +50,20 @@ class Loader:
         self.labels = labels.to(self.device)
         self.transform, self.batch_size, self.shuffle, self.seed = transform, batch_size, shuffle, seed
         self.workers, self.epoch = workers, 1
+        self.part, self.parts = 0, 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch's order and augmentation the next pass has; epochs count from 1."""
         self.epoch = epoch
+
+    def shard(self, part: int, parts: int) -> "Loader":
+        """Return the loader of one of several processes: of each batch every `parts`-th image, from the `part`-th on.
+
+        A part of a small last batch may be empty. Each part draws its own augmentation.
+        """
+        shard = copy.copy(self)
+        shard.part, shard.parts = part, parts
+        return shard
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -66,11 +77,14 @@ class Loader:
     def _seeds(self) -> tuple[int, int]:
         """Return the seeds of this epoch's order and of its draws."""
         order, draws = np.random.SeedSequence((self.seed, self.epoch)).generate_state(2).tolist()
+        if self.part:
+            draws = int(np.random.SeedSequence((self.seed, self.epoch, self.part)).generate_state(1)[0])
         return order, draws
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.device).manual_seed(self._seeds()[1])
-        batches = self.order().to(self.labels.device).split(self.batch_size)
+        whole = self.order().to(self.labels.device).split(self.batch_size)
+        batches = [positions[self.part :: self.parts] for positions in whole]
         for positions, images in zip(batches, self._pixels(batches), strict=True):
             yield self.transform(images, generator), self.labels[positions]
 

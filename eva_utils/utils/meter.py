@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .processes import add_up
+
 
 class Score(NamedTuple):
     """Mean loss over samples, accuracy in percent (0 to 100), the counts behind it; of training also the last rate."""
@@ -32,11 +34,18 @@ class Meter:
         self.samples += len(labels)
 
     def score(self) -> Score:
-        """Return the score of the batches so far; this waits for the device."""
+        """Return the score of this process's batches so far; this waits for the device."""
         if not self.samples:
             raise ValueError("the loader yielded no batch; it must yield its batches anew at each pass")
         correct = int(self.correct)
         return Score(float(self.loss) / self.samples, 100 * correct / self.samples, correct, self.samples)
+
+    def total(self) -> Score:
+        """Return the score of all processes' batches; each of them must ask for it."""
+        samples = torch.full_like(self.correct, self.samples)
+        self.loss, counts = add_up(self.loss), add_up(torch.stack([self.correct, samples]))
+        self.correct, self.samples = counts[0], int(counts[1])
+        return self.score()
 
 
 class FirstBad:

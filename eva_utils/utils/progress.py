@@ -23,12 +23,10 @@ class ProgressBar:
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def is_due(self, batch: int) -> bool:
-        """Whether to read the score now: at the last batch, and where the bar is live every half second."""
-        if self.bar is None:
-            return False
-        due = self.live and time.monotonic() - self.refreshed >= REFRESH_SECONDS
-        return due or batch == self.batches - 1
+    @property
+    def is_due(self) -> bool:
+        """Whether to read the score now: every half second where the bar is live."""
+        return self.bar is not None and self.live and time.monotonic() - self.refreshed >= REFRESH_SECONDS
 
     def describe(self, text: str) -> None:
         self.refreshed = time.monotonic()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from . import processes
 from .history import History
 from .runtime import pick_precision, rng_state, set_rng_state
 
@@ -35,7 +36,7 @@ def collect_state(epoch: int, parts: dict[str, Any], generators: list[torch.Gene
     return {
         "epoch": epoch,
         "history": {"settings": history.settings, "rows": history.rows},
-        "rng": rng_state(),
+        "rng": processes.gather(rng_state()),
         "generators": [generator.get_state() for generator in generators],
         **{name: part.state_dict() for name, part in parts.items()},
     }
@@ -45,6 +46,7 @@ def restore_state(saved: dict, parts: dict[str, Any], generators: list[torch.Gen
     """Put back what `collect_state` returned."""
     for name, part in parts.items():
         part.load_state_dict(saved[name])
-    set_rng_state(saved["rng"])
+    rng = saved["rng"]
+    set_rng_state(rng[processes.rank()] if isinstance(rng, list) else rng)
     for generator, state in zip(generators, saved["generators"], strict=True):
         generator.set_state(state)

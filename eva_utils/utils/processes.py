@@ -1,0 +1,153 @@
+"""Several processes as `torchrun` starts them: the group, what is summed over it, what only the first one does."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+def count() -> int:
+    """Return how many processes train together; 1 outside of a group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number, from 0; the first one alone logs, writes and draws."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes of `torchrun` while the context lasts: nccl on CUDA, gloo otherwise.
+
+    Outside of `torchrun`, or in a group that is there already, nothing is done.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def first_does(work: Callable[[], Any]) -> Any:
+    """Do the work in the first process, bring its result (plain values and tensors) to all, and return it.
+
+    Raises:
+        RuntimeError: it failed; the first process raises its own error.
+    """
+    if count() == 1:
+        return work()
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = work()
+        except BaseException as raised:
+            error = raised
+    told = [result, None if error is None else f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(told, device=device())
+    if error is not None:
+        raise error
+    if told[1] is not None:
+        raise RuntimeError(f"the first process failed: {told[1]}")
+    return told[0]
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """Let the first process go through the block before the others enter it."""
+    if rank():
+        dist.barrier()
+    yield
+    if count() > 1 and not rank():
+        dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, in order of rank."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def add_up(numbers: Tensor) -> Tensor:
+    """Return the sum of the processes' tensors, which have one shape; outside of a group the tensor itself."""
+    if count() > 1:
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def weight(samples: int) -> Tensor:
+    """Return the weight of this process's mean over so many samples in the mean over all processes' samples.
+
+    Gradients are averaged over the processes whatever their samples: this is samples / (all samples / processes).
+    """
+    total = add_up(torch.tensor(float(samples), device=device()))
+    return samples * count() / total
+
+
+def device() -> torch.device:
+    """Return where the group exchanges tensors."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def shard(loader: Any) -> Any:
+    """Return the loader that yields this process's part of each batch; with one process the loader itself.
+
+    Raises:
+        TypeError: the loader cannot be divided.
+    """
+    if count() == 1:
+        return loader
+    if not hasattr(loader, "shard"):
+        raise TypeError(
+            f"{count()} processes divide the batches of load_data's loaders, not those of a {type(loader).__name__}; "
+            "pass a loader of load_data, or train in one process"
+        )
+    return loader.shard(rank(), count())
+
+
+@contextmanager
+def parallel(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Yield the model whose gradients are averaged over the processes; with one process the model itself.
+
+    All begin with the weights of the first. Batch normalization is synchronised while the context lasts.
+
+    Raises:
+        ValueError: the model has batch normalization, which torch does not synchronise on the CPU.
+    """
+    if count() == 1:
+        yield model
+        return
+    replaced = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, _BatchNorm)
+    ]
+    if replaced and device.type != "cuda":
+        raise ValueError(
+            "torch synchronises batch normalization on CUDA only, and each process would have statistics of its own "
+            "here; build the model with norm='layer' or 'group', or train in one process"
+        )
+    for parent, name, child in replaced:
+        setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+    try:
+        yield DistributedDataParallel(model, device_ids=[device.index] if device.index is not None else None)
+    finally:
+        for parent, name, child in replaced:
+            setattr(parent, name, child)

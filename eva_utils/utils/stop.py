@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM finish the batch; a second one stops at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from . import processes
+
+CHECKED_EVERY = 16  # batches, where several processes must agree
+
+
+class Stop:
+    """Whether a signal has asked for a stop, and loaders that then end with KeyboardInterrupt after their batch."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listen while the context lasts; elsewhere than in the main thread no signal arrives, and nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def request(number: int, frame: Any) -> None:
+            self.requested = True
+            restore()  # the next signal does what it did before
+
+        for number in before:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            restore()
+
+    def after_batches(self, loader: Any) -> "Stoppable":
+        return Stoppable(loader, self)
+
+    def agreed(self, batch: int) -> bool:
+        """Whether to stop after this batch; several processes agree on it every few batches."""
+        if processes.count() == 1:
+            return self.requested
+        if batch % CHECKED_EVERY:
+            return False
+        return bool(processes.add_up(torch.tensor(float(self.requested), device=processes.device())))
+
+
+class Stoppable:
+    """A loader that raises KeyboardInterrupt when a stop is asked for and its last batch has been worked on."""
+
+    def __init__(self, loader: Any, stop: Stop) -> None:
+        self.loader, self.stop = loader, stop
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.loader):
+            yield batch
+            if self.stop.agreed(number):
+                raise KeyboardInterrupt

@@ -1,0 +1,110 @@
+"""The mirror of a run holds its files, fails without harm, and alone is enough to resume from."""
+
+import shutil
+
+import pytest
+import torch
+from test_checkpoint import StopAfter, assert_equal_weights, make_run, without_time
+
+from eva_utils.utils import mirror as mirrors
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_each_finished_epoch_is_copied_and_old_ones_go(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "drive" / "run"
+    seen = []
+
+    def watch(line):
+        if line.startswith("EPOCH"):
+            seen.append(sorted(contents(mirror)) if mirror.exists() else [])
+
+    make_run("plateau", epochs=3, checkpoint=run, mirror=mirror, log=watch)
+    assert seen[0] == [] and seen[2] == ["best.pt", "epoch-0001.pt", "epoch-0002.pt", "history.json", "last.pt"]
+    assert contents(mirror) == contents(run)
+    assert "epoch-0001.pt" not in contents(mirror)
+
+
+def test_a_lost_run_resumes_exactly_from_its_mirror(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    model, history = make_run("plateau")
+    make_run("plateau", checkpoint=run, mirror=mirror, log=StopAfter(2))
+    shutil.rmtree(run)
+    lines = []
+    resumed_model, resumed = make_run("plateau", checkpoint=run, mirror=mirror, resume=True, log=lines.append)
+    assert lines[0] == f"Copied the run in {mirror} to {run}"
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert contents(mirror) == contents(run)
+
+
+def test_a_mirror_that_disappears_halfway_is_warned_of_and_caught_up(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    lines = []
+
+    def unplug(line):
+        lines.append(line)
+        if line == "EPOCH: 2":
+            shutil.rmtree(mirror)
+            mirror.touch()  # nothing can be written below a file
+        if line == "EPOCH: 4":
+            mirror.unlink()
+
+    model, history = make_run("plateau", checkpoint=run, mirror=mirror, log=unplug)
+    warnings = [line for line in lines if line.startswith("Warning")]
+    assert len(warnings) == 2 and str(mirror) in warnings[0] and "the run goes on" in warnings[0]
+    undisturbed, expected = make_run("plateau")
+    assert without_time(history) == without_time(expected)
+    assert_equal_weights(model.state_dict(), undisturbed.state_dict())
+    assert contents(mirror) == contents(run)
+
+
+def test_what_arrived_damaged_is_copied_again(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=2, checkpoint=run, mirror=mirror)
+    content = (mirror / "last.pt").read_bytes()
+    (mirror / "last.pt").write_bytes(content[:-1] + b"x")
+    mirrors.copy_run(run, mirror, print)
+    assert contents(mirror) == contents(run)
+
+
+def test_a_mirror_of_another_run_is_refused_and_left_alone(tmp_path):
+    make_run("plateau", epochs=1, checkpoint=tmp_path / "first", mirror=tmp_path / "mirror")
+    before = contents(tmp_path / "mirror")
+    with pytest.raises(ValueError, match=r"mirror already holds a run; continue it with resume='auto'"):
+        make_run("plateau", epochs=1, checkpoint=tmp_path / "second", mirror=tmp_path / "mirror")
+    make_run("step", epochs=2, checkpoint=tmp_path / "third", log=StopAfter(1))
+    shutil.copytree(tmp_path / "third", tmp_path / "other")
+    history = (tmp_path / "other" / "history.json").read_text()
+    (tmp_path / "other" / "history.json").write_text(history.replace('"epoch": 1', '"epoch": 9'))
+    with pytest.raises(ValueError, match="holds 1 epochs that are not those of the run in"):
+        make_run("step", epochs=2, checkpoint=tmp_path / "other", mirror=tmp_path / "mirror", resume=True)
+    assert contents(tmp_path / "mirror") == before
+    assert not (tmp_path / "second" / "history.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mirror": "m"}, "mirror copies the folder of the run: give checkpoint= as well"),
+        ({"mirror": "run", "checkpoint": "./run"}, "mirror run is the folder of the run itself; name a second place"),
+        ({"mirror": "file", "checkpoint": "run"}, "mirror file is a file; name a folder"),
+    ],
+)
+def test_misuse_is_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=message):
+        make_run("plateau", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_cannot_be_smuggled_in_through_a_damaged_mirror(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=1, checkpoint=run, mirror=mirror)
+    shutil.rmtree(run)
+    torch.save({"epoch": 1}, mirror / "epoch-0001.pt")  # without its checksum
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)

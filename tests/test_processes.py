@@ -1,0 +1,134 @@
+"""Several processes train as one does, and end together; each test starts them with torchrun."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from eva_utils.models import create_model
+from eva_utils.utils import checkpoint as disk
+from eva_utils.utils import processes
+from eva_utils.utils.loader import Loader
+from eva_utils.utils.transforms import train_transform
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TOGETHER = str(ROOT / "tests" / "together.py")
+
+
+def together(count, out, *options):
+    """Run so many processes; return what they printed and the seconds they took."""
+    start = time.monotonic()
+    command = [*TORCHRUN, str(count), TOGETHER, str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done, time.monotonic() - start
+
+
+def told(out, rank=0):
+    record = json.loads((out / f"rank-{rank}.json").read_text())
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in record["rows"]], record[
+        "weights"
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    done, _ = together(1, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_they_agree_with_one_process(count, alone, tmp_path):
+    done, _ = together(count, tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows, weights = told(alone)
+    for rank in range(count):
+        ours, ours_weights = told(tmp_path, rank)
+        assert [list(row.values()) for row in ours] == [pytest.approx(list(row.values()), rel=1e-5) for row in rows]
+        assert ours_weights == pytest.approx(weights, rel=1e-4, abs=1e-5)
+    assert len({row["lr"] for row in rows}) > 1  # the plateau has cut
+    assert done.stdout.count("EPOCH: 1") == 1 and done.stdout.count("Test set") == 3
+    assert "/13 (" in done.stdout
+    single, several = (disk.load_verified(out / "best.pt") for out in (alone, tmp_path))
+    for name, weight in single.items():
+        torch.testing.assert_close(several[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(tmp_path):
+    together(2, tmp_path / "whole")
+    stopped, _ = together(2, tmp_path / "run", "fault=stop")
+    assert stopped.returncode == 0 and "Stopped in epoch 2" in stopped.stdout, stopped.stderr
+    refused, _ = together(1, tmp_path / "run")
+    assert refused.returncode != 0
+    assert "cannot resume: processes was 2 and is now 1; make it as it was" in refused.stderr
+    resumed, _ = together(2, tmp_path / "run")
+    assert "Resuming after epoch 1 of 3" in resumed.stdout, resumed.stderr
+    assert told(tmp_path / "run") == told(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("kill", "SIGKILL"),
+        ("error", "broken on purpose"),
+        ("nan", "epoch 2: the loss is NaN or infinite at batch 1"),
+    ],
+)
+def test_a_fault_in_one_ends_all_and_leaves_the_checkpoint(fault, message, tmp_path):
+    done, seconds = together(2, tmp_path, f"fault={fault}")
+    assert done.returncode != 0 and seconds < 60
+    assert message in done.stderr
+    assert disk.latest_state(tmp_path, print)["epoch"] == 1
+    resumed, _ = together(2, tmp_path)
+    assert resumed.returncode == 0 and "Resuming after epoch 1" in resumed.stdout
+
+
+def test_batch_norm_is_refused_on_the_cpu_with_the_reason(tmp_path):
+    done, _ = together(2, tmp_path, "norm=batch")
+    assert done.returncode != 0
+    assert "torch synchronises batch normalization on CUDA only" in done.stderr
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_loaders_that_cannot_be_divided_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(TypeError, match="2 processes divide the batches of load_data's loaders, not those of a list"):
+        processes.shard([])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_the_parts_of_a_loader_make_up_its_batches(parts):
+    images = torch.arange(11, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous()
+    loader = Loader(images, torch.arange(11), train_transform("none", (0,) * 3, (1,) * 3), batch_size=4, shuffle=True)
+    shards = [loader.shard(part, parts) for part in range(parts)]
+    for epoch in (1, 2):
+        for each in (loader, *shards):
+            each.set_epoch(epoch)
+        for (whole, labels), *pieces in zip(loader, *shards, strict=True):
+            rebuilt, targets = torch.empty_like(whole), torch.empty_like(labels)
+            for part, (images, numbers) in enumerate(pieces):
+                rebuilt[part::parts], targets[part::parts] = images, numbers
+            assert torch.equal(rebuilt, whole) and torch.equal(targets, labels)
+
+
+def test_the_parts_draw_augmentations_of_their_own():
+    images = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8)
+    loader = Loader(images, torch.zeros(8, dtype=torch.int64), train_transform("eva6_s8", (0,) * 3, (1,) * 3))
+    same = loader.shard(0, 2)
+    first, second = (loader.shard(part, 2) for part in range(2))
+    second.labels, second.images = second.labels.roll(-1), second.images.clone()
+    second.images[1::2] = images[::2]  # the images of the first part
+    assert torch.equal(next(iter(first))[0], next(iter(same))[0])
+    assert not torch.equal(next(iter(first))[0], next(iter(second))[0])
+
+
+def test_one_process_is_no_group():
+    model = create_model("small_resnet")
+    with processes.process_group(), processes.parallel(model, torch.device("cpu")) as trained:
+        assert trained is model and processes.count() == 1 and processes.rank() == 0
+        assert processes.gather("x") == ["x"] and processes.first_does(lambda: 3) == 3

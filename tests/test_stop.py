@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM finish the batch, keep the finished epochs and give the kernel back."""
+
+import os
+import signal
+import threading
+
+import pytest
+from conftest import TinyNet, random_batches
+from test_checkpoint import assert_equal_weights
+from torch.utils.data import DataLoader
+
+from eva_utils import main as engine
+from eva_utils.utils.checkpoint import load_weights
+
+QUIET = {"log": None, "device": "cpu", "precision": "float32"}
+
+
+class Signalling:
+    """A loader during one of whose batches this process gets a signal; counts the batches asked for."""
+
+    def __init__(self, number, at, again=False):
+        self.batches = list(DataLoader(random_batches(22), batch_size=4))
+        self.number, self.at, self.again, self.epoch, self.asked = number, at, again, 0, []
+
+    def __len__(self):
+        return len(self.batches)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        for place, batch in enumerate(self.batches):
+            if (self.epoch, place) == self.at:
+                os.kill(os.getpid(), self.number)
+                if self.again:
+                    os.kill(os.getpid(), self.number)
+            self.asked.append((self.epoch, place))
+            yield batch
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_the_batch_is_finished_and_the_last_epoch_kept(number, place, tmp_path):
+    before = signal.getsignal(number)
+    model, loader, lines = TinyNet(), Signalling(number, (3, place)), []
+    history = engine.fit(model, loader, loader.batches, epochs=5, checkpoint=tmp_path, **{**QUIET, "log": lines.append})
+    assert loader.asked[-1] == (3, place)
+    assert len(history) == 2 and lines[-1].startswith("Stopped in epoch 3: weights and history are those of the 2")
+    assert_equal_weights(model.state_dict(), load_weights(TinyNet(), tmp_path, "last").state_dict())
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_one_stops_at_once():
+    model, loader = TinyNet(), Signalling(signal.SIGINT, (2, 3), again=True)
+    history = engine.fit(model, loader, loader.batches, epochs=3, **QUIET)
+    assert len(history) == 1 and loader.asked[-1] == (2, 2)  # not even handed to the model
+
+
+def test_handlers_are_put_back_after_a_run_and_after_an_error():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    loader = DataLoader(random_batches(8), batch_size=4)
+    engine.fit(TinyNet(), loader, loader, epochs=1, **QUIET)
+    with pytest.raises(RuntimeError, match="labels"):
+        engine.fit(TinyNet(), loader, loader, epochs=1, criterion=broken, **QUIET)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def broken(logits, labels):
+    raise RuntimeError("labels")
+
+
+def test_a_run_in_a_thread_trains_without_handlers():
+    loader, found = DataLoader(random_batches(8), batch_size=4), []
+    thread = threading.Thread(target=lambda: found.append(engine.fit(TinyNet(), loader, loader, epochs=1, **QUIET)))
+    thread.start()
+    thread.join()
+    assert len(found[0]) == 1

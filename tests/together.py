@@ -1,0 +1,81 @@
+"""What each process of tests/test_processes.py runs: a small training, of which the first one writes the record.
+
+Usage: together.py OUT [epochs=N] [fault=...] [key=value of fit ...]
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torch import nn
+
+from eva_utils import main as engine
+from eva_utils.utils import processes
+from eva_utils.utils.loader import Loader
+from eva_utils.utils.runtime import seed_everything
+from eva_utils.utils.transforms import train_transform
+
+
+def make_loader(count, seed, *, shuffle):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(4, (count,), generator=generator)
+    transform = train_transform("none", (0.5,) * 3, (0.2,) * 3)
+    return Loader(images, labels, transform, batch_size=6, shuffle=shuffle, seed=5)
+
+
+class Faulty(nn.Module):
+    """Does something terrible on the last process in its 8th step."""
+
+    def __init__(self, net, fault):
+        super().__init__()
+        self.net, self.fault, self.steps = net, fault, 0
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.fault and self.steps == 8 and processes.rank() == processes.count() - 1:
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.fault == "error":
+                raise ArithmeticError("broken on purpose")
+            if self.fault == "nan":
+                x = x * float("nan")
+        return self.net(x)
+
+
+def main(out, *given):
+    options = dict(pair.split("=") for pair in given)
+    norm = nn.BatchNorm2d(6) if options.pop("norm", "") == "batch" else nn.GroupNorm(1, 6)
+    with processes.process_group():
+        seed_everything(1 + processes.rank())  # the first process's weights go to all
+        net = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+        model = Faulty(net, options.pop("fault", None))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        history = engine.fit(
+            model,
+            make_loader(31, 0, shuffle=True),  # the last batch of 6 has 1 image: some processes have none of it
+            make_loader(13, 1, shuffle=False),
+            epochs=int(options.pop("epochs", 3)),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            checkpoint=out,
+            resume="auto",
+            precision="float32",
+            clip=0.5,
+            ema=0.5,
+            **options,
+        )
+        told = {"rows": history.rows, "weights": [p.double().sum().item() for p in model.parameters()]}
+        Path(out, f"rank-{processes.rank()}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
