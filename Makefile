@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench clean
+.PHONY: help demo test bench faults clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
@@ -20,10 +20,15 @@ test: .venv/installed-test ## Check style and types, run the tests
 
 bench: .venv/installed-bench ## Measure against rivals and write benchmarks/results.md (half an hour; leave the machine alone)
 	$(BIN)/python benchmarks/fit_speed.py
+	$(BIN)/python benchmarks/profile_step.py
+	$(BIN)/python benchmarks/compile_speed.py
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/gradcam_speed.py
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/norms.py
+
+faults: .venv/installed-test ## Kill, fill, damage and split runs, and write the table (about ten minutes; Linux)
+	$(BIN)/python benchmarks/faults.py
 
 clean: ## Remove the environment and the demo run
 	rm -rf .venv runs/demo

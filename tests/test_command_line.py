@@ -89,7 +89,10 @@ def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
 
 
 WRONG = [
-    (["--assignment", "eva6"], "unknown brief 'eva6': choose one of eva6_s8, eva8_s7; did you mean 'eva6_s8'?"),
+    (
+        ["--assignment", "eva6"],
+        "unknown brief 'eva6': choose one of eva6_s8, eva8_s7, speedrun; did you mean 'eva6_s8'?",
+    ),
     (["--scheduler", "onecycle"], "unknown scheduler 'onecycle': choose one of plateau, one_cycle; did you mean"),
     (["--peak-epoch", "12", "--scheduler", "one_cycle"], "peak_epoch is a number above 0 and below 10, not 12.0"),
     (["--label-smoothing", "1"], "label_smoothing is a number from 0 and below 1, not 1.0"),
@@ -101,7 +104,10 @@ WRONG = [
     (["--epoch=3"], "unknown option '--epoch=3'; did you mean --epochs?"),
     (["--epochs", "three"], "argument --epochs: invalid int value: 'three'"),
     (["--epochs", "0"], "epochs is a whole number from 1 up, not 0"),
-    (["--model", "resnet81"], "unknown model 'resnet81': choose one of resnet18, resnet34, small_resnet; did you mean"),
+    (
+        ["--model", "resnet81"],
+        "unknown model 'resnet81': choose one of resnet18, resnet34, small_resnet, speed_resnet; did",
+    ),
     (["--norm", "layr"], "unknown norm 'layr': choose one of batch, layer, channel, group; did you mean 'layer'?"),
     (["--recipe", "eva6"], "unknown recipe 'eva6': choose one of none, eva6_s8, eva8_s7, speedrun; did"),
     (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw; did you mean 'adam'?"),

@@ -5,10 +5,11 @@ from torch import nn
 from ..utils.names import unknown_name
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
+from .speed_resnet import speed_resnet
 
-__all__ = ["create_model", "list_models", "resnet18", "resnet34", "small_resnet"]
+__all__ = ["create_model", "list_models", "resnet18", "resnet34", "small_resnet", "speed_resnet"]
 
-_MODELS = {model.__name__: model for model in (resnet18, resnet34, small_resnet)}
+_MODELS = {model.__name__: model for model in (resnet18, resnet34, small_resnet, speed_resnet)}
 
 
 def list_models() -> list[str]:
