@@ -37,8 +37,9 @@ def run_of(kind, epochs, batches):
     if kind == "bare":
         from fit_speed import bare_steps
 
-        from eva_utils.utils.runtime import move_images, pick_precision
+        from eva_utils.utils.runtime import keep_freed_memory, move_images, pick_precision
 
+        keep_freed_memory()  # as fit does
         dtype = pick_precision("auto", torch.device("cpu"))
         if dtype != torch.float32:
             model.to(memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
         ("resnet18", 20, 11_173_962),
         ("resnet34", 36, 21_282_122),
         ("small_resnet", 9, 1_923_914),
-        ("speed_resnet", 6, 1_083_360),
+        ("speed_resnet", 6, 1_960_384),
     ],
 )
 def test_parameter_and_norm_counts(name, norms, parameters):

@@ -22,7 +22,7 @@ class ResidualConv(nn.Module):
 
 
 class SpeedResNet(nn.Module):
-    """Three stages of 32, 128 and 256 channels: convolution, max pooling by 2, norm, ReLU, one residual convolution.
+    """Three stages of 64, 256 and 256 channels: convolution, max pooling by 2, norm, ReLU, one residual convolution.
 
     The shape, the head on the maximum of the maps and its small logits are those of the fast CIFAR-10 trainings
     (Jordan, 2024, https://arxiv.org/abs/2404.00498), without their frozen whitening and batch normalization.
@@ -36,9 +36,9 @@ class SpeedResNet(nn.Module):
     def __init__(self, num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> None:
         super().__init__()
         make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
-        self.layer1 = self._stage(3, 32, make, conv)
-        self.layer2 = self._stage(32, 128, make, conv)
-        self.layer3 = self._stage(128, 256, make, conv)
+        self.layer1 = self._stage(3, 64, make, conv)
+        self.layer2 = self._stage(64, 256, make, conv)
+        self.layer3 = self._stage(256, 256, make, conv)
         self.fc = nn.Linear(256, num_classes, bias=False)
         init_convolutions(self)
 
@@ -53,5 +53,5 @@ class SpeedResNet(nn.Module):
 
 
 def speed_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
-    """Build a network of 1,083,360 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    """Build a network of 1,960,384 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
     return SpeedResNet(num_classes, norm, standardize)

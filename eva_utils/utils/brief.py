@@ -127,7 +127,7 @@ BRIEFS = {
         "possible on two CPU cores; any schedule, flips, no test-time averaging.",
         options={
             "data": "cifar10", "recipe": "speedrun", "model": "speed_resnet", "norm": "layer", "standardize": True,
-            "epochs": 16, "batch_size": 128, "optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "nesterov": True,
+            "epochs": 15, "batch_size": 128, "optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "nesterov": True,
             "weight_decay": 5e-4, "label_smoothing": 0.1, "scheduler": "one_cycle", "peak_epoch": 3,
             "annihilate": True,
         },
