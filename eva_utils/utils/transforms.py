@@ -189,7 +189,7 @@ _RECIPES: dict[str, tuple[tuple[Callable[[], nn.Module], ...], ...]] = {
     "none": ((), ()),
     "eva6_s8": ((RandomCrop, RandomRotate), (Cutout,)),
     "eva8_s7": ((RandomCrop,), (Cutout,)),
-    "speedrun": ((partial(RandomCrop, 2), RandomHorizontalFlip), ()),
+    "speedrun": ((partial(RandomCrop, padding=2), RandomHorizontalFlip), ()),
 }
 RECIPES = tuple(_RECIPES)
 
