@@ -155,6 +155,13 @@ def train(args: argparse.Namespace) -> int:
     check_averaging(args.ema, args.clip)
     check_out(args.out, args.resume)
     make_parts(args)  # refuses a wrong name or number before the data is read
+    with processes.process_group():
+        finished = run(args)
+    return report(args, *finished) if finished else 0
+
+
+def run(args: argparse.Namespace):
+    """Train, in several processes if there are; return model and data of a finished run, in the first process."""
     with processes.first_before_others():  # it alone downloads what is missing
         data = load(args)
     model, optimizer, scheduler, criterion = make_parts(args, len(data.classes), len(data.train))
@@ -181,13 +188,17 @@ def train(args: argparse.Namespace) -> int:
         compile=args.compile,
     )
     if processes.rank():
-        return 0
+        return None
     note_continuation(args.out)
     if len(history) < args.epochs:
         print(f"Stopped after {len(history)} of {args.epochs} epochs; go on with --resume")
-        return 0
+        return None
     best = history.best
     print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights and record")
+    return model, data
+
+
+def report(args: argparse.Namespace, model: nn.Module, data: Data) -> int:
     notebook = Path(__file__).parent / "assignment" / str(args.assignment) / f"{args.assignment}.ipynb"
     print(
         eva.write_report(
@@ -236,7 +247,9 @@ def note_continuation(out: Path) -> None:
 
 
 def write_note(out: Path, note: dict) -> None:
-    line = shlex.join(["python", "main.py", *sys.argv[1:]])
+    several = processes.count() > 1
+    start = ["torchrun", f"--nproc-per-node={processes.count()}"] if several else ["python"]
+    line = shlex.join([*start, "main.py", *sys.argv[1:]])
     note["commands"] = list(dict.fromkeys([*note["commands"], line]))
     write_atomic(out / "command.json", (json.dumps(note, indent=1) + "\n").encode())
 
@@ -286,8 +299,7 @@ def main() -> int:
     args = parse()
     command = evaluate if args.evaluate else preflight if args.preflight else train
     try:
-        with processes.process_group():
-            return command(args)
+        return command(args)
     except KeyboardInterrupt:
         print("main.py: stopped", file=sys.stderr)
         return 130

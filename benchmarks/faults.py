@@ -82,7 +82,10 @@ def resumed(out, **options):
 
 
 def on_disk(out):
-    state = disk.latest_state(out / "run", lambda line: None) if (out / "run").exists() else None
+    try:
+        state = disk.latest_state(out / "run", lambda line: None) if (out / "run").exists() else None
+    except disk.DamagedFileError:
+        return 0
     return 0 if state is None else state["epoch"]
 
 
@@ -160,7 +163,7 @@ def full_disks(bench):
     whole, outcomes, clear = bench.new(), [], 0
     make_run(epochs=2, checkpoint=whole / "run", resume="auto")
     size = (whole / "run" / "epoch-0002.pt").stat().st_size
-    for share in (0.0, 0.1, 0.5, 0.9, 0.999):
+    for share in (0.05, 0.1, 0.5, 0.9, 0.999):
         out = bench.new()
         make_run(epochs=EPOCHS, checkpoint=out / "run", resume="auto", log=StopAfter(2))
         start(out, limited(int(share * size))).join()

@@ -86,7 +86,7 @@ def train(
         device: see `eva_utils.utils.runtime.pick_device`.
         precision: "auto", "float32", "bfloat16" or "float16".
         scaler: of the gradients, in float16.
-        clip: largest norm of the gradient of all parameters together; None sets no limit.
+        clip: largest norm of the gradient of the optimizer's parameters together; None sets no limit.
         ema: the average that takes in the weights after every batch.
         progress: whether to show the bar: live in a terminal or a notebook, else its last line.
         log: takes one line; None is silent.
@@ -96,8 +96,9 @@ def train(
     """
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
-    meter, first_bad = Meter(place), FirstBad(place)
-    several = processes.count() > 1
+    check_averaging(None, clip)
+    meter, first_bad, shared = Meter(place), FirstBad(place), processes.is_shard(loader)
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
 
         def describe(score: Score) -> None:
@@ -106,18 +107,18 @@ def train(
         model.train()
         number, rate = 0, float(optimizer.param_groups[0]["lr"])
         for number, batch in enumerate(loader):
-            images, labels = check_batch(batch, f"batch {number}", may_be_empty=several)
+            images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             optimizer.zero_grad()
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
-            loss = criterion(logits.float(), labels) if len(labels) else logits.float().sum()
+            loss = criterion(logits.float(), labels) if len(labels) else 0 * logits.float().sum()
             first_bad.update(loss, number)
             if place.type == "cpu":
                 first_bad.check()
-            scaler.scale(loss * processes.weight(len(labels)) if several else loss).backward()
+            scaler.scale(loss * processes.weight(len(labels)) if shared else loss).backward()
             if clip is not None:
                 scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                nn.utils.clip_grad_norm_(held, clip)
             scaler.step(optimizer)
             scaler.update()
             if ema is not None:
@@ -125,13 +126,13 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
                 scheduler.step()
-            meter.update(loss, logits, labels)
+            meter.update(loss, logits[: len(labels)], labels)
             if bar.is_due and meter.samples:
                 first_bad.check()
                 describe(meter.score())
             bar.advance()
         first_bad.check()
-        score = meter.total()
+        score = meter.total() if shared else meter.score()
         describe(score)
     optimizer.zero_grad()
     return score._replace(lr=rate)
@@ -175,17 +176,17 @@ def test(
     that is NaN is returned as it is.
     """
     place, dtype, criterion = _prepare(model, criterion, device, precision)
-    meter = Meter(place)
+    meter, shared = Meter(place), processes.is_shard(loader)
     with keep_modes(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
-            images, labels = check_batch(batch, f"batch {number}", may_be_empty=processes.count() > 1)
+            images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             if not len(labels):
                 continue
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
             meter.update(criterion(logits.float(), labels), logits, labels)
-    return meter.total()
+    return meter.total() if shared else meter.score()
 
 
 def fit(
@@ -237,7 +238,7 @@ def fit(
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
         ema: decay, as 0.999, of an exponential moving average of the weights over the steps. The average is what
             is tested, saved as best.pt and last.pt, and in the model at the end.
-        clip: largest norm of the gradient of all parameters together; None sets no limit.
+        clip: largest norm of the gradient of the optimizer's parameters together; None sets no limit.
         compile: True runs the model through `torch.compile`, a string names its mode, as "reduce-overhead"
             (CUDA graphs). Compiling takes a minute before the first epoch, and need not pay.
         progress: whether to show a bar each epoch.
@@ -253,10 +254,12 @@ def fit(
     check_warmup(warmup, epochs, scheduler)
     check_averaging(ema, clip)
     epochs, warmup = int(epochs), int(warmup)
+    ema, clip = (None if value is None else float(value) for value in (ema, clip))
     if seed is not None:
         check_seed(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     check_compile(compile, place)
+    processes.check_together(model, criterion, place)
     first = processes.rank() == 0
     log, progress = log if first else None, progress and first
     say: Log = log or (lambda line: None)
@@ -275,10 +278,11 @@ def fit(
                 return None
             if second is not None:
                 check_mirror(folder, second, resume)
-                if resume:
-                    restore_run(folder, second, say)
-            disk.check_folder(folder, resume)
+            if second is None or not resume:
+                disk.check_folder(folder, resume)
             held.enter_context(locked(folder))
+            if second is not None and resume:
+                restore_run(folder, second, say)
             disk.check_folder(folder, resume)  # once more: another run may have ended since
             return disk.latest_state(folder, say)
 
@@ -324,11 +328,11 @@ def fit(
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
         _check_test_batch(model, test_loader, place, dtype)
-        trained = held.enter_context(processes.parallel(model, place))
+        trained = held.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested): tested}.values():
             held.enter_context(compiled(module, compile))
         if seed is not None:
-            seed_everything(seed + processes.rank())
+            seed_everything((seed + processes.rank()) % 2**32)
         if saved and folder:
             restore_state(saved, parts, generators)
             history = History(**saved["history"])
@@ -372,7 +376,7 @@ def fit(
             for name, part in parts.items():
                 part.load_state_dict(finished[name])
             optimizer.zero_grad()
-            if not isinstance(error, KeyboardInterrupt):
+            if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
                 _explain(error, epoch, train_loader)
                 raise

@@ -7,6 +7,7 @@ import torch
 from test_checkpoint import StopAfter, assert_equal_weights, make_run, without_time
 
 from eva_utils.utils import mirror as mirrors
+from eva_utils.utils.lock import locked
 
 
 def contents(folder):
@@ -79,10 +80,84 @@ def test_a_mirror_of_another_run_is_refused_and_left_alone(tmp_path):
     shutil.copytree(tmp_path / "third", tmp_path / "other")
     history = (tmp_path / "other" / "history.json").read_text()
     (tmp_path / "other" / "history.json").write_text(history.replace('"epoch": 1', '"epoch": 9'))
-    with pytest.raises(ValueError, match="holds 1 epochs that are not those of the run in"):
+    with pytest.raises(ValueError, match="holds 1 epochs, which are not those of the run in"):
         make_run("step", epochs=2, checkpoint=tmp_path / "other", mirror=tmp_path / "mirror", resume=True)
     assert contents(tmp_path / "mirror") == before
     assert not (tmp_path / "second" / "history.json").exists()
+
+
+def test_files_of_others_in_the_mirror_are_neither_overwritten_nor_removed(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=2, checkpoint=run, log=StopAfter(1))
+    mirror.mkdir()
+    (mirror / "best.pt").write_bytes(b"of another tool")
+    with pytest.raises(ValueError, match=r"holds best\.pt and no history\.json, which are not those of the run"):
+        make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)
+    lines = []
+    mirrors.copy_run(run, mirror, lines.append)
+    assert lines[0].startswith("Warning") and contents(mirror) == {"best.pt": b"of another tool"}
+
+
+def test_of_two_runs_with_one_new_mirror_the_second_only_warns(tmp_path):
+    mirror, lines = tmp_path / "mirror", []
+
+    def claim(line):
+        lines.append(line)
+        if line == "EPOCH: 1":
+            make_run("plateau", epochs=2, checkpoint=tmp_path / "first", mirror=mirror)
+
+    make_run("step", epochs=2, checkpoint=tmp_path / "second", mirror=mirror, seed=5, log=claim)
+    assert sum(line.startswith("Warning") for line in lines) == 2
+    assert contents(mirror) == contents(tmp_path / "first")
+
+
+def test_nothing_is_restored_into_a_folder_in_which_another_run_trains(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=2, checkpoint=tmp_path / "old", mirror=mirror)
+    with locked(run), pytest.raises(ValueError, match="another run is training in"):
+        make_run("plateau", checkpoint=run, mirror=mirror, resume=True)
+    assert contents(run) == {}
+
+
+def test_a_restore_cut_at_any_file_is_taken_up_again(tmp_path, monkeypatch):
+    mirror = tmp_path / "mirror"
+    make_run("plateau", epochs=2, checkpoint=tmp_path / "old", mirror=mirror)
+    write, expected = mirrors.write_atomic, contents(mirror)
+    for files in range(len(expected)):
+        folder, left = tmp_path / f"run-{files}", iter(range(files))
+        folder.mkdir()
+
+        def cut(path, content, left=left):
+            next(left)
+            write(path, content)
+
+        monkeypatch.setattr(mirrors, "write_atomic", cut)
+        with pytest.raises(StopIteration):
+            mirrors.restore_run(folder, mirror, print)
+        monkeypatch.setattr(mirrors, "write_atomic", write)
+        mirrors.restore_run(folder, mirror, print)
+        assert contents(folder) == expected
+
+
+def test_damage_does_not_spread_to_the_mirror(tmp_path):
+    run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
+    make_run("plateau", epochs=2, checkpoint=run, mirror=mirror)
+    expected = contents(mirror)
+    (run / "epoch-0002.pt").write_bytes(b"short")
+    middle = bytearray(expected["best.pt"])
+    middle[len(middle) // 2] ^= 1
+    (mirror / "best.pt").write_bytes(middle)
+    mirrors.copy_run(run, mirror, lines.append)
+    assert contents(mirror) == expected
+    assert len(lines) == 1 and "epoch-0002.pt is damaged and not copied to the mirror" in lines[0]
+
+
+def test_a_record_cut_short_is_named(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=1, checkpoint=run, mirror=mirror)
+    (mirror / "history.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match=r"history\.json is not the record of a run"):
+        make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)
 
 
 @pytest.mark.parametrize(

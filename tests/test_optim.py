@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eva_utils.utils.optim import Warmup, make_optimizer, one_cycle, param_groups
+from eva_utils.utils.optim import MovingAverage, Warmup, make_optimizer, one_cycle, param_groups
 
 
 def test_norms_and_biases_do_not_decay():
@@ -54,6 +54,16 @@ def test_one_cycle_misuse_is_refused(wrong, message, tiny_net):
     arguments = {"epochs": 6, "steps_per_epoch": 10, "lr_max": 0.4, "lr_min": 0.1, **wrong}
     with pytest.raises(ValueError, match=message):
         one_cycle(torch.optim.SGD(tiny_net.parameters(), lr=1.0), **arguments)
+
+
+def test_the_moving_average_copies_whole_numbers():
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("places", torch.arange(60))
+    average = MovingAverage(model, 0.999)
+    for _ in range(50):
+        model(torch.randn(4, 2))
+        average.update_parameters(model)
+    assert torch.equal(average.module.places, torch.arange(60)) and average.module.num_batches_tracked == 50
 
 
 def test_warmup_sets_rates_that_are_tensors_in_place():

@@ -7,8 +7,10 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TinyNet
+from torch import nn
 
+from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import processes
@@ -112,8 +114,36 @@ def test_the_parts_of_a_loader_make_up_its_batches(parts):
         for (whole, labels), *pieces in zip(loader, *shards, strict=True):
             rebuilt, targets = torch.empty_like(whole), torch.empty_like(labels)
             for part, (images, numbers) in enumerate(pieces):
-                rebuilt[part::parts], targets[part::parts] = images, numbers
+                rebuilt[part::parts], targets[part::parts] = images[: len(numbers)], numbers
+                assert len(images) == max(1, len(numbers))
             assert torch.equal(rebuilt, whole) and torch.equal(targets, labels)
+
+
+def test_a_part_without_a_label_is_augmented_like_any(tmp_path):
+    images = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8)
+    loader = Loader(images, torch.arange(9), train_transform("eva6_s8", (0,) * 3, (1,) * 3), batch_size=4)
+    *_, (last, labels) = loader.shard(1, 2)
+    assert last.shape == (1, 3, 16, 16) and labels.shape == (0,)
+
+
+def test_a_loader_that_is_not_divided_is_summed_in_each_process_alone(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    loader = [(torch.randn(3, 3, 8, 8), torch.arange(3))]
+    assert engine.test(TinyNet(), loader, device="cpu").samples == 3  # and no other process is waited for
+
+
+@pytest.mark.parametrize(
+    ("criterion", "place", "message"),
+    [
+        (nn.CrossEntropyLoss(weight=torch.ones(4)), "cpu", "a loss that weights the classes"),
+        (None, "meta", "this process of 2 trains on cpu, not on meta; leave device out"),
+    ],
+)
+def test_what_would_not_be_as_in_one_process_is_refused(criterion, place, message, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cpu"))
+    with pytest.raises(ValueError, match=message):
+        processes.check_together(create_model("small_resnet"), criterion, torch.device(place))
 
 
 def test_the_parts_draw_augmentations_of_their_own():
@@ -129,6 +159,6 @@ def test_the_parts_draw_augmentations_of_their_own():
 
 def test_one_process_is_no_group():
     model = create_model("small_resnet")
-    with processes.process_group(), processes.parallel(model, torch.device("cpu")) as trained:
+    with processes.process_group(), processes.parallel(model) as trained:
         assert trained is model and processes.count() == 1 and processes.rank() == 0
         assert processes.gather("x") == ["x"] and processes.first_does(lambda: 3) == 3

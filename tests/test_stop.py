@@ -65,6 +65,30 @@ def test_handlers_are_put_back_after_a_run_and_after_an_error():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        loader = Signalling(signal.SIGINT, (1, 2))
+        assert len(engine.fit(TinyNet(), loader, loader.batches, epochs=1, **QUIET)) == 1
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_workers_that_the_signal_reached_first_are_a_stop_too():
+    class Worker(Signalling):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if self.asked[-1] == (2, 3):
+                    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+                yield batch
+
+    loader = Worker(signal.SIGTERM, (2, 3))
+    assert len(engine.fit(TinyNet(), loader, loader.batches, epochs=3, **QUIET)) == 1
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        engine.fit(TinyNet(), Worker(signal.SIGTERM, None), loader.batches, epochs=3, **QUIET)
+
+
 def broken(logits, labels):
     raise RuntimeError("labels")
 

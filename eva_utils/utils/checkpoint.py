@@ -95,10 +95,15 @@ def load_verified(path: Path) -> dict:
         DamagedFileError: the file is truncated or changed.
     """
     content = Path(path).read_bytes()
-    body, seal = content[:-64], content[-64:]
-    if not body.endswith(_MARK) or hashlib.sha256(body).hexdigest().encode() != seal:
+    if not is_whole(content):
         raise DamagedFileError(f"{path} is damaged or was not saved by this package: its checksum does not fit")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a file's content is what `save_verified` wrote, by the checksum at its end."""
+    body, seal = content[:-64], content[-64:]
+    return body.endswith(_MARK) and hashlib.sha256(body).hexdigest().encode() == seal
 
 
 def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.Module:

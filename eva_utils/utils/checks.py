@@ -115,13 +115,13 @@ def check_averaging(ema: float | None, clip: float | None) -> None:
         check_real("clip", clip, 0, open_low=True)
 
 
-def check_batch(batch: Any, place: str, may_be_empty: bool = False) -> tuple[Tensor, Tensor]:
+def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tensor, Tensor]:
     """Return the images and the labels of a batch, or raise if it is not (float32 images, int64 labels).
 
     Args:
         batch: what a loader yielded.
         place: names the batch in the message, as "batch 3".
-        may_be_empty: as one process's part of a small batch may be.
+        unlabelled: whether it may have an image and no label, as one process's part of a small batch has.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
@@ -134,7 +134,7 @@ def check_batch(batch: Any, place: str, may_be_empty: bool = False) -> tuple[Ten
     if labels.dtype != torch.int64 or labels.ndim != 1:
         one_hot = "; turn one-hot rows into numbers with labels.argmax(1)" if labels.ndim == 2 else ""
         raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){one_hot}")
-    if len(images) != len(labels) or not (len(labels) or may_be_empty):
+    if (len(images) != len(labels) or not len(labels)) and not (unlabelled and not len(labels)):
         raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels; give one label an image")
     return images, labels
 

@@ -59,7 +59,8 @@ class Loader:
     def shard(self, part: int, parts: int) -> "Loader":
         """Return the loader of one of several processes: of each batch every `parts`-th image, from the `part`-th on.
 
-        A part of a small last batch may be empty. Each part draws its own augmentation.
+        Where the last batch has too few images, a part holds one of them and no label. Each part draws its own
+        augmentation.
         """
         shard = copy.copy(self)
         shard.part, shard.parts = part, parts
@@ -84,9 +85,10 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.device).manual_seed(self._seeds()[1])
         whole = self.order().to(self.labels.device).split(self.batch_size)
-        batches = [positions[self.part :: self.parts] for positions in whole]
-        for positions, images in zip(batches, self._pixels(batches), strict=True):
-            yield self.transform(images, generator), self.labels[positions]
+        own = [positions[self.part :: self.parts] for positions in whole]
+        batches = [part if len(part) else positions[:1] for part, positions in zip(own, whole, strict=True)]
+        for part, images in zip(own, self._pixels(batches), strict=True):
+            yield self.transform(images, generator), self.labels[part]
 
     def _pixels(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield each batch's uint8 images on the device."""

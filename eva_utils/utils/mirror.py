@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .checkpoint import check_folder, write_atomic
+from .checkpoint import check_folder, is_whole, write_atomic
 
-_OF_A_RUN = re.compile(r"epoch-\d+\.pt|best\.pt|last\.pt|history\.json|command\.json")
-_SEAL_BYTES = 64  # a checkpoint ends with its checksum
+# In the order in which they are copied: the record first, which says whose mirror this is, and what is made
+# from an epoch's state after that state.
+_OF_A_RUN = ("history.json", r"epoch-\d+\.pt", r"best\.pt", r"last\.pt", r"command\.json")
 
 
 def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
@@ -21,73 +22,86 @@ def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
         raise ValueError(f"mirror {mirror} is the folder of the run itself; name a second place")
     if mirror.exists() and not mirror.is_dir():
         raise ValueError(f"mirror {mirror} is a file; name a folder")
-    if not _holds_run(mirror):
-        return
-    if not _holds_run(folder):
+    if _rows(folder) is None and _rows(mirror) is not None:
         check_folder(mirror, resume)
-        return
-    ours, theirs = _rows(folder), _rows(mirror)
-    if theirs != ours[: len(theirs)]:
-        raise ValueError(
-            f"the mirror {mirror} holds {len(theirs)} epochs that are not those of the run in {folder}; "
-            "name another mirror, or another checkpoint folder to resume from the mirror"
-        )
+    elif problem := _foreign(folder, mirror):
+        raise ValueError(problem)
 
 
 def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
     """Copy a run from its mirror into a folder that holds none; a run that is there is left alone.
 
+    A copy that was cut halfway is taken up again: the record comes last.
+
     Raises:
+        ValueError: the folder holds other files of these names.
         OSError: the folder cannot be written to, or the mirror not read.
     """
-    if _holds_run(folder) or not _holds_run(mirror):
+    if _rows(folder) is not None or _rows(mirror) is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, path in sorted(_files(mirror).items()):
-        write_atomic(folder / name, path.read_bytes())
+    for path in reversed(_files(mirror)):
+        copy = folder / path.name
+        if copy.exists() and not _is_copy(copy, path) and path.name != "command.json":
+            raise ValueError(f"{copy} is another file than that in the mirror {mirror}; choose another folder")
+        write_atomic(copy, path.read_bytes())
     log(f"Copied the run in {mirror} to {folder}")
 
 
 def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
     """Bring the mirror up to date with a run's folder; what fails is told to `log` and stops nothing.
 
-    Each file is written whole or not at all, and read back. What the run no longer has goes from the mirror last.
+    Each file is written whole or not at all, and read back; a damaged one is not copied. What the run no
+    longer has goes from the mirror last.
     """
     try:
+        problem = _foreign(folder, mirror)
+        if problem:
+            raise OSError(problem)
         mirror.mkdir(parents=True, exist_ok=True)
+        for unfinished in mirror.glob(".*.tmp"):
+            unfinished.unlink()
         ours = _files(folder)
-        for name, path in sorted(ours.items()):
-            if not _is_copy(mirror / name, path):
-                write_atomic(mirror / name, path.read_bytes())
-        for name, path in _files(mirror).items():
-            if name not in ours:
+        for path in ours:
+            content = path.read_bytes()
+            if path.suffix == ".pt" and not is_whole(content):
+                log(f"Warning: {path} is damaged and not copied to the mirror")
+            elif not _is_copy(mirror / path.name, path):
+                write_atomic(mirror / path.name, content)
+        for path in _files(mirror):
+            if path.name not in {own.name for own in ours}:
                 path.unlink()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log(f"Warning: the mirror {mirror} is not up to date ({error}); the run goes on in {folder}")
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    found = folder.iterdir() if folder.is_dir() else ()
-    return {path.name: path for path in found if _OF_A_RUN.fullmatch(path.name)}
+def _foreign(folder: Path, mirror: Path) -> str | None:
+    """Say that a mirror holds files that are not of this run's past, or None."""
+    ours, theirs = _rows(folder) or [], _rows(mirror)
+    if _files(mirror) and (theirs is None or theirs != ours[: len(theirs)]):
+        held = f"{_files(mirror)[0].name} and no history.json" if theirs is None else f"{len(theirs)} epochs"
+        return (
+            f"the mirror {mirror} holds {held}, which are not those of the run in {folder}; "
+            "name another mirror, or another checkpoint folder to resume from the mirror"
+        )
+    return None
 
 
-def _holds_run(folder: Path) -> bool:
-    return any(name != "command.json" for name in _files(folder))
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a run, in the order in which they are copied."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for pattern in _OF_A_RUN for path in found if re.fullmatch(pattern, path.name)]
 
 
-def _rows(folder: Path) -> list:
+def _rows(folder: Path) -> list | None:
+    """Return the rows of the record in a folder, or None where there is none."""
     path = folder / "history.json"
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run ({error}); put it right, or name another folder") from None
 
 
 def _is_copy(copy: Path, path: Path) -> bool:
-    """Whether a file is there already: by its size and checksum, or, where it carries none, by its content."""
-    if not copy.exists() or copy.stat().st_size != path.stat().st_size:
-        return False
-    tails = []
-    for each in (copy, path):
-        with each.open("rb") as file:
-            if path.suffix == ".pt":
-                file.seek(-_SEAL_BYTES, 2)
-            tails.append(file.read())
-    return tails[0] == tails[1]
+    return copy.exists() and copy.stat().st_size == path.stat().st_size and copy.read_bytes() == path.read_bytes()

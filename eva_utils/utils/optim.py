@@ -112,7 +112,11 @@ class MovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         steps = int(self.n_averaged)
         self.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
-        super().update_parameters(unwrap(model))
+        model = unwrap(model)
+        super().update_parameters(model)
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            if not ours.is_floating_point():
+                ours.copy_(theirs)
 
 
 def make_optimizer(

@@ -24,22 +24,122 @@ def rank() -> int:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes of `torchrun` while the context lasts: nccl on CUDA, gloo otherwise.
+    """Join the processes of `torchrun` while the context lasts: nccl on CUDA, a GPU each, gloo otherwise.
 
     Outside of `torchrun`, or in a group that is there already, nothing is done.
+
+    Raises:
+        ValueError: there are more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    backend = "gloo"
     if torch.cuda.is_available():
-        backend = "nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend)
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(f"process {local} finds {gpus} GPUs; start at most --nproc-per-node={gpus}")
+        torch.cuda.set_device(local)
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+    else:
+        dist.init_process_group("gloo")
+    yield
+    # Not after an error: nccl would wait in it for the other processes, which wait for this one to end.
+    dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Return where the group exchanges tensors."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def check_together(model: nn.Module, criterion: Any, place: torch.device) -> None:
+    """Refuse what several processes cannot train as one would; with one process nothing is refused.
+
+    Raises:
+        ValueError: the device is not this process's own, the loss weights the classes, or the model has batch
+            normalization, which torch does not synchronise on the CPU.
+    """
+    if count() == 1:
+        return
+    own = device()
+    if place.type != own.type or place.index not in (None, own.index):
+        raise ValueError(f"this process of {count()} trains on {own}, not on {place}; leave device out")
+    if getattr(criterion, "weight", None) is not None:
+        raise ValueError("a loss that weights the classes averages by weight in each process; train in one process")
+    if place.type != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise ValueError(
+            "torch synchronises batch normalization on CUDA only, and each process would have statistics of its own "
+            "here; build the model with norm='layer' or 'group', or train in one process"
+        )
+
+
+def shard(loader: Any) -> Any:
+    """Return the loader that yields this process's part of each batch; with one process the loader itself.
+
+    Raises:
+        TypeError: the loader cannot be divided.
+    """
+    if count() == 1:
+        return loader
+    if not hasattr(loader, "shard"):
+        raise TypeError(
+            f"{count()} processes divide the batches of load_data's loaders, not those of a {type(loader).__name__}; "
+            "pass a loader of load_data, or train in one process"
+        )
+    return loader.shard(rank(), count())
+
+
+def is_shard(loader: Any) -> bool:
+    """Whether a loader yields parts of batches, whose sums are those of all processes together."""
+    return count() > 1 and getattr(loader, "parts", 1) > 1
+
+
+@contextmanager
+def parallel(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model whose gradients are averaged over the processes; with one process the model itself.
+
+    All begin with the weights of the first. Batch normalization is synchronised while the context lasts.
+    """
+    if count() == 1:
+        yield model
+        return
+    replaced = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, _BatchNorm)
+    ]
+    for parent, name, child in replaced:
+        setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
     try:
-        yield
+        yield DistributedDataParallel(model, device_ids=[device()] if device().type == "cuda" else None)
     finally:
-        dist.destroy_process_group()
+        for parent, name, child in replaced:
+            setattr(parent, name, child)
+
+
+def weight(samples: int) -> Tensor:
+    """Return the weight of this process's mean over so many samples in the mean over all processes' samples.
+
+    Gradients are averaged over the processes whatever their samples: this is samples / (all samples / processes).
+    """
+    total = add_up(torch.tensor(float(samples), device=device()))
+    return samples * count() / total
+
+
+def add_up(numbers: Tensor) -> Tensor:
+    """Return the sum of the processes' tensors, which have one shape."""
+    dist.all_reduce(numbers)
+    return numbers
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, in order of rank."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def first_does(work: Callable[[], Any]) -> Any:
@@ -73,81 +173,3 @@ def first_before_others() -> Iterator[None]:
     yield
     if count() > 1 and not rank():
         dist.barrier()
-
-
-def gather(value: Any) -> list[Any]:
-    """Return every process's value, in order of rank."""
-    if count() == 1:
-        return [value]
-    values: list[Any] = [None] * count()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def add_up(numbers: Tensor) -> Tensor:
-    """Return the sum of the processes' tensors, which have one shape; outside of a group the tensor itself."""
-    if count() > 1:
-        dist.all_reduce(numbers)
-    return numbers
-
-
-def weight(samples: int) -> Tensor:
-    """Return the weight of this process's mean over so many samples in the mean over all processes' samples.
-
-    Gradients are averaged over the processes whatever their samples: this is samples / (all samples / processes).
-    """
-    total = add_up(torch.tensor(float(samples), device=device()))
-    return samples * count() / total
-
-
-def device() -> torch.device:
-    """Return where the group exchanges tensors."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def shard(loader: Any) -> Any:
-    """Return the loader that yields this process's part of each batch; with one process the loader itself.
-
-    Raises:
-        TypeError: the loader cannot be divided.
-    """
-    if count() == 1:
-        return loader
-    if not hasattr(loader, "shard"):
-        raise TypeError(
-            f"{count()} processes divide the batches of load_data's loaders, not those of a {type(loader).__name__}; "
-            "pass a loader of load_data, or train in one process"
-        )
-    return loader.shard(rank(), count())
-
-
-@contextmanager
-def parallel(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Yield the model whose gradients are averaged over the processes; with one process the model itself.
-
-    All begin with the weights of the first. Batch normalization is synchronised while the context lasts.
-
-    Raises:
-        ValueError: the model has batch normalization, which torch does not synchronise on the CPU.
-    """
-    if count() == 1:
-        yield model
-        return
-    replaced = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, _BatchNorm)
-    ]
-    if replaced and device.type != "cuda":
-        raise ValueError(
-            "torch synchronises batch normalization on CUDA only, and each process would have statistics of its own "
-            "here; build the model with norm='layer' or 'group', or train in one process"
-        )
-    for parent, name, child in replaced:
-        setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-    try:
-        yield DistributedDataParallel(model, device_ids=[device.index] if device.index is not None else None)
-    finally:
-        for parent, name, child in replaced:
-            setattr(parent, name, child)

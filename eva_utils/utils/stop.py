@@ -10,8 +10,6 @@ import torch
 
 from . import processes
 
-CHECKED_EVERY = 16  # batches, where several processes must agree
-
 
 class Stop:
     """Whether a signal has asked for a stop, and loaders that then end with KeyboardInterrupt after their batch."""
@@ -21,11 +19,14 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Listen while the context lasts; elsewhere than in the main thread no signal arrives, and nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Listen while the context lasts; elsewhere than in the main thread no signal arrives, and nothing changes.
+
+        A signal that is ignored, as a shell has its background jobs ignore Ctrl-C, stays so.
+        """
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: old for number, old in found.items() if old not in (None, signal.SIG_IGN)}
 
         def restore() -> None:
             for number, handler in before.items():
@@ -46,19 +47,25 @@ class Stop:
         return Stoppable(loader, self)
 
     def agreed(self, batch: int) -> bool:
-        """Whether to stop after this batch; several processes agree on it every few batches."""
+        """Whether to stop after this batch; several processes agree on it, on CUDA every 16 batches."""
         if processes.count() == 1:
             return self.requested
-        if batch % CHECKED_EVERY:
+        place = processes.device()
+        if place.type == "cuda" and batch % 16:
             return False
-        return bool(processes.add_up(torch.tensor(float(self.requested), device=processes.device())))
+        return bool(processes.add_up(torch.tensor(float(self.requested), device=place)))
+
+    def caused(self, error: BaseException) -> bool:
+        """Whether an error is the stop itself, or that the signal has reached a loader's workers as well."""
+        workers = self.requested and isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        return workers or isinstance(error, KeyboardInterrupt)
 
 
 class Stoppable:
     """A loader that raises KeyboardInterrupt when a stop is asked for and its last batch has been worked on."""
 
     def __init__(self, loader: Any, stop: Stop) -> None:
-        self.loader, self.stop = loader, stop
+        self.loader, self.stop, self.parts = loader, stop, getattr(loader, "parts", 1)
 
     def __len__(self) -> int:
         return len(self.loader)
