@@ -44,10 +44,11 @@ def main():
             mean(minutes) <= MINUTES,
         ),
     ]
+    settings = history.settings
     note = (
-        f"{len(history)} epochs of {history.settings['model']} ({history.settings['parameters']:,} parameters, "
-        f"LayerNorm only, standardized weights) in {history.settings['precision']} on {', '.join(machines)}; JPEG-coded images. "
-        "The recipe was chosen on 5,000 held-out training images; no test-time averaging."
+        f"{len(history)} epochs of {settings['model']} ({settings['parameters']:,} parameters, LayerNorm only, "
+        f"standardized weights) in {settings['precision']} on {', '.join(machines)}; JPEG-coded images. The recipe was "
+        "chosen on 5,000 held-out training images; no test-time averaging."
     )
     common.publish("Speedrun", rows, note)
 
