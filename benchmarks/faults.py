@@ -20,15 +20,21 @@ from datetime import date
 from pathlib import Path
 
 import common  # first: it finds the package
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 sys.path.insert(0, str(common.ROOT / "tests"))
 
+from conftest import TinyNet, random_batches
 from test_checkpoint import StopAfter, make_run, without_time
 from test_processes import together, told
 
+from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
-from eva_utils.utils.runtime import hardware, pick_device
+from eva_utils.utils.data import load_data
+from eva_utils.utils.runtime import hardware, pick_device, seed_everything
 
 EPOCHS = 8
 FORK = multiprocessing.get_context("fork")
@@ -325,6 +331,93 @@ def mirrors(bench):
     bench.add("the mirror disappears for an epoch; then only it is left", outcomes, f"{warned} warnings")
 
 
+class Deadly(Dataset):
+    """Images of which one kills the worker that loads it, once, when the flag is there."""
+
+    def __init__(self, flag):
+        self.images, self.flag = random_batches(22), flag
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index == 5 and get_worker_info() is not None and self.flag.exists():
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.images[index]
+
+
+def workers(bench):
+    """A worker of a DataLoader is killed in the third, fourth, ... epoch; then the run resumes."""
+
+    def train(out, log=None):
+        seed_everything(11)
+        model, batches = TinyNet(), Deadly(out / "flag")
+        loader = DataLoader(
+            batches, batch_size=8, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(2)
+        )
+        history = engine.fit(
+            model, loader, loader, epochs=EPOCHS, checkpoint=out / "run", resume="auto", log=log, precision="float32"
+        )
+        return model, history
+
+    truth, outcomes, clear = train(bench.new()), [], 0
+    for epoch in range(3, EPOCHS):
+        out = bench.new()
+
+        def arm(line, out=out, epoch=epoch):
+            if line == f"EPOCH: {epoch}":
+                (out / "flag").touch()
+
+        try:
+            train(out, log=arm)
+        except RuntimeError as error:
+            clear += "DataLoader worker" in str(error)
+        lost = on_disk(out) != epoch - 1
+        outcomes.append((int(lost), int(not same(train(out), truth))))
+    bench.add("a worker of the loader is killed, then resumed", outcomes, f"{clear} clear errors")
+
+
+def changed_images(bench):
+    """The folder of images changes between a stop and the resume: a pixel, a name, one more, one fewer, a label."""
+    out = bench.new()
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (out / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(out / split / name / f"{number}.png")
+    first = out / "train" / "cat" / "0.png"
+
+    def train(**options):
+        seed_everything(1)
+        data = load_data(out)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        engine.fit(net, data.train, data.test, epochs=3, checkpoint=out / "run", resume="auto", **options)
+
+    train(log=StopAfter(1))
+    before = first.read_bytes()
+    changes = {
+        "a pixel": lambda: Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(first),
+        "one more": lambda: shutil.copy(first, first.with_name("9.png")),
+        "one fewer": first.unlink,
+        "a label": lambda: first.rename(out / "train" / "dog" / "8.png"),
+    }
+    outcomes, named = [], 0
+    for change in changes.values():
+        change()
+        refused = False
+        try:
+            train(log=None)
+        except ValueError as error:
+            refused, named = True, named + ("train_loader" in str(error))
+        outcomes.append((int(on_disk(out) != 1), int(not refused)))
+        for stray in (first.with_name("9.png"), out / "train" / "dog" / "8.png"):
+            stray.unlink(missing_ok=True)
+        first.write_bytes(before)
+    bench.add("the image folder changes before the resume: refused", outcomes, f"the loader named {named} times")
+
+
 def several(bench):
     """Two processes, one of which is killed, fails, or meets NaN; then both resume."""
     whole = bench.new()
@@ -356,6 +449,8 @@ def main():
         intruders(bench, 5)
         clocks(bench)
         mirrors(bench)
+        workers(bench)
+        changed_images(bench)
         several(bench)
     machine = hardware(pick_device())
     lines = [

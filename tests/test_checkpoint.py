@@ -299,7 +299,7 @@ def other_run(**change):
         ({"optimizer": torch.optim.Adam}, "optimizer class was 'SGD' and is now 'Adam'"),
         ({"batch_size": 7}, "batches was 3 and is now 4"),
         ({"seed": 1}, "train_loader seed was 0 and is now 1"),
-        ({"pixel": 1}, "train_loader fingerprint was"),
+        ({"pixel": 1}, "the images or labels of the train_loader are not those the run began with; make"),
         ({"recipe": "eva8_s7"}, "train_loader transform was 'Normalize"),
         ({"warmup": 1}, "warmup was 0 and is now 1"),
         ({"ema": 0.9}, "ema was None and is now 0.9"),

@@ -249,4 +249,8 @@ def _difference(name: str, before: object, now: object, skip: set[str]) -> str |
         keys = [key for key in before | now if key not in skip]
         found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
         return next((difference for difference in found if difference), None)
-    return None if before == now else f"{name} was {before!r} and is now {now!r}"
+    if before == now:
+        return None
+    if name.endswith(" fingerprint"):
+        return f"the images or labels of the {name.removesuffix(' fingerprint')} are not those the run began with"
+    return f"{name} was {before!r} and is now {now!r}"
