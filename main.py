@@ -29,6 +29,8 @@ from eva_utils.utils.optim import OPTIMIZERS, SCHEDULERS, make_optimizer, make_p
 from eva_utils.utils.runtime import PRECISIONS, can_fuse, pick_device, pick_precision
 from eva_utils.utils.transforms import RECIPES, test_transform
 
+STOPPED = 130  # the exit status of a program that Ctrl-C has ended
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that answers a mistake in one sentence, with the nearest option there is."""
@@ -154,14 +156,25 @@ def train(args: argparse.Namespace) -> int:
     check_whole("warmup", args.warmup, 0)
     check_averaging(args.ema, args.clip)
     check_out(args.out, args.resume)
-    make_parts(args)  # refuses a wrong name or number before the data is read
+    model, _, _, criterion = make_parts(args)  # refuses a wrong name or number before the data is read
     with processes.process_group():
-        finished = run(args)
-    return report(args, *finished) if finished else 0
+        processes.check_together(model, criterion, pick_device(args.device))
+        model, data, history = run(args)
+        first = processes.rank() == 0
+    if len(history) < args.epochs:
+        if first:
+            print(f"Stopped after {len(history)} of {args.epochs} epochs; go on with --resume")
+        return STOPPED
+    if first:
+        best = history.best
+        print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights and record")
+        report(args, model, data)
+    return 0
 
 
-def run(args: argparse.Namespace):
-    """Train, in several processes if there are; return model and data of a finished run, in the first process."""
+def run(args: argparse.Namespace) -> tuple[nn.Module, Data, eva.History]:
+    """Train, in several processes if there are, and return the model, its data and the record."""
+    before = max((int(path.stem[6:]) for path in args.out.glob("epoch-[0-9]*.pt")), default=0)
     with processes.first_before_others():  # it alone downloads what is missing
         data = load(args)
     model, optimizer, scheduler, criterion = make_parts(args, len(data.classes), len(data.train))
@@ -187,18 +200,12 @@ def run(args: argparse.Namespace):
         clip=args.clip,
         compile=args.compile,
     )
-    if processes.rank():
-        return None
-    note_continuation(args.out)
-    if len(history) < args.epochs:
-        print(f"Stopped after {len(history)} of {args.epochs} epochs; go on with --resume")
-        return None
-    best = history.best
-    print(f"Best: {best['test_accuracy']:.2f}% at epoch {best['epoch']}; {args.out}/ holds weights and record")
-    return model, data
+    if processes.rank() == 0 and len(history) > before:
+        note_continuation(args.out)
+    return model, data, history
 
 
-def report(args: argparse.Namespace, model: nn.Module, data: Data) -> int:
+def report(args: argparse.Namespace, model: nn.Module, data: Data) -> None:
     notebook = Path(__file__).parent / "assignment" / str(args.assignment) / f"{args.assignment}.ipynb"
     print(
         eva.write_report(
@@ -210,7 +217,6 @@ def report(args: argparse.Namespace, model: nn.Module, data: Data) -> int:
             device=args.device,
         )
     )
-    return 0
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -302,7 +308,7 @@ def main() -> int:
         return command(args)
     except KeyboardInterrupt:
         print("main.py: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     except Exception as error:
         print(f"main.py: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2

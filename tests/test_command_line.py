@@ -1,6 +1,7 @@
 """The command line, only ever as a process of its own."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -86,6 +87,21 @@ def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
     assert (options["recipe"], options["norm"], options["batch_size"]) == ("eva8_s7", "batch", 128)
     assert (options["data"], options["model"], options["epochs"]) == ("shapes", "small_resnet", 1)
     assert "pass         notebook" in printed and "FAIL         epochs" in printed
+
+
+def test_ctrl_c_ends_a_run_with_its_own_status(tmp_path):
+    options = ["--data", "shapes", "--limit", "40", "--out", str(tmp_path / "run")]
+    command = [sys.executable, str(ROOT / "main.py"), *options, "--epochs", "500"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if line == "EPOCH: 3\n":
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == 130 and "Traceback" not in rest
+    stopped = len(History.from_json((tmp_path / "run" / "history.json").read_text()).rows)
+    assert rest.endswith(f"Stopped after {stopped} of 500 epochs; go on with --resume\n")
 
 
 WRONG = [

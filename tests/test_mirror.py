@@ -74,7 +74,7 @@ def test_what_arrived_damaged_is_copied_again(tmp_path):
 def test_a_mirror_of_another_run_is_refused_and_left_alone(tmp_path):
     make_run("plateau", epochs=1, checkpoint=tmp_path / "first", mirror=tmp_path / "mirror")
     before = contents(tmp_path / "mirror")
-    with pytest.raises(ValueError, match=r"mirror already holds a run; continue it with resume='auto'"):
+    with pytest.raises(ValueError, match=r"the mirror .* already holds a run; continue it with resume='auto'"):
         make_run("plateau", epochs=1, checkpoint=tmp_path / "second", mirror=tmp_path / "mirror")
     make_run("step", epochs=2, checkpoint=tmp_path / "third", log=StopAfter(1))
     shutil.copytree(tmp_path / "third", tmp_path / "other")
@@ -84,6 +84,17 @@ def test_a_mirror_of_another_run_is_refused_and_left_alone(tmp_path):
         make_run("step", epochs=2, checkpoint=tmp_path / "other", mirror=tmp_path / "mirror", resume=True)
     assert contents(tmp_path / "mirror") == before
     assert not (tmp_path / "second" / "history.json").exists()
+
+
+def test_a_mirror_that_is_ahead_of_its_run_says_so(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=2, checkpoint=run, mirror=mirror)
+    shutil.copytree(mirror, tmp_path / "elsewhere")
+    make_run("plateau", epochs=3, checkpoint=tmp_path / "elsewhere", mirror=mirror, resume=True)
+    with pytest.raises(
+        ValueError, match=r"holds 3 epochs of this run and .* only 2; resume from the mirror in another"
+    ):
+        make_run("plateau", epochs=3, checkpoint=run, mirror=mirror, resume=True)
 
 
 def test_files_of_others_in_the_mirror_are_neither_overwritten_nor_removed(tmp_path):
@@ -164,7 +175,11 @@ def test_a_record_cut_short_is_named(tmp_path):
     ("options", "message"),
     [
         ({"mirror": "m"}, "mirror copies the folder of the run: give checkpoint= as well"),
-        ({"mirror": "run", "checkpoint": "./run"}, "mirror run is the folder of the run itself; name a second place"),
+        (
+            {"mirror": "run", "checkpoint": "./run"},
+            "mirror run is in the folder of the run itself; name a second place",
+        ),
+        ({"mirror": "run/copy", "checkpoint": "run"}, "mirror run/copy is in the folder of the run itself"),
         ({"mirror": "file", "checkpoint": "run"}, "mirror file is a file; name a folder"),
     ],
 )

@@ -16,14 +16,17 @@ def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
     """Refuse a mirror that holds anything but this run; nothing is written.
 
     Raises:
-        ValueError: the mirror is a file or the run's own folder, or holds another run, or this one further on.
+        ValueError: the mirror is a file or in the run's own folder, or holds another run, or this one further on.
     """
-    if mirror.resolve() == folder.resolve():
-        raise ValueError(f"mirror {mirror} is the folder of the run itself; name a second place")
+    if folder.resolve() in (mirror.resolve(), *mirror.resolve().parents):
+        raise ValueError(f"mirror {mirror} is in the folder of the run itself; name a second place")
     if mirror.exists() and not mirror.is_dir():
         raise ValueError(f"mirror {mirror} is a file; name a folder")
     if _rows(folder) is None and _rows(mirror) is not None:
-        check_folder(mirror, resume)
+        try:
+            check_folder(mirror, resume)
+        except ValueError as error:
+            raise ValueError(f"the mirror {error}") from None
     elif problem := _foreign(folder, mirror):
         raise ValueError(problem)
 
@@ -78,6 +81,11 @@ def _foreign(folder: Path, mirror: Path) -> str | None:
     """Say that a mirror holds files that are not of this run's past, or None."""
     ours, theirs = _rows(folder) or [], _rows(mirror)
     if _files(mirror) and (theirs is None or theirs != ours[: len(theirs)]):
+        if ours and theirs and theirs[: len(ours)] == ours:
+            return (
+                f"the mirror {mirror} holds {len(theirs)} epochs of this run and {folder} only {len(ours)}; "
+                "resume from the mirror in another checkpoint folder"
+            )
         held = f"{_files(mirror)[0].name} and no history.json" if theirs is None else f"{len(theirs)} epochs"
         return (
             f"the mirror {mirror} holds {held}, which are not those of the run in {folder}; "

@@ -304,11 +304,10 @@ def _made(record: dict) -> str:
         ("report made with", packages),
         ("fingerprint of the data", prints),
     ]
-    how = (
-        f"By this command:\n\n{_fence(record['command'])}"
-        if record["command"]
-        else "By a call of `fit`, in a notebook or a script."
-    )
+    commands = (record["command"] or "").strip()
+    how = "By a call of `fit`, in a notebook or a script."
+    if commands:
+        how = f"By {'these commands' if chr(10) in commands else 'this command'}:\n\n{_fence(record['command'])}"
     return (
         f"{how}\n\n{_table(('what', 'value'), rows)}\n\nEvery figure and number here is read from the run's record, "
         "`report.pt` and `history.json`, written by the run itself."
