@@ -85,8 +85,10 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.device).manual_seed(self._seeds()[1])
         whole = self.order().to(self.labels.device).split(self.batch_size)
-        own = [positions[self.part :: self.parts] for positions in whole]
-        batches = [part if len(part) else positions[:1] for part, positions in zip(own, whole, strict=True)]
+        own = batches = whole
+        if self.parts > 1:
+            own = tuple(positions[self.part :: self.parts] for positions in whole)
+            batches = tuple(part if len(part) else positions[:1] for part, positions in zip(own, whole, strict=True))
         for part, images in zip(own, self._pixels(batches), strict=True):
             yield self.transform(images, generator), self.labels[part]
 
