@@ -25,9 +25,10 @@ bench: .venv/installed-bench ## Measure against rivals and write benchmarks/resu
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/gradcam_speed.py
 	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/process_counts.py
 	$(BIN)/python benchmarks/norms.py
 
-faults: .venv/installed-test ## Kill, fill, damage and split runs, and write the table (about ten minutes; Linux)
+faults: .venv/installed-test ## Kill, fill, damage and split runs, and write the table (about two minutes; Linux)
 	$(BIN)/python benchmarks/faults.py
 
 clean: ## Remove the environment and the demo run

@@ -97,6 +97,16 @@ def test_a_mirror_that_is_ahead_of_its_run_says_so(tmp_path):
         make_run("plateau", epochs=3, checkpoint=run, mirror=mirror, resume=True)
 
 
+def test_a_run_that_goes_back_over_a_damaged_epoch_keeps_its_mirror(tmp_path):
+    run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
+    make_run("plateau", epochs=3, checkpoint=run, mirror=mirror)
+    (run / "epoch-0003.pt").write_bytes(b"damaged")
+    make_run("plateau", epochs=4, checkpoint=run, mirror=mirror, resume=True, log=lines.append)
+    assert any(line.startswith("Resuming after epoch 2") for line in lines)
+    assert not any("is not up to date" in line for line in lines)
+    assert contents(mirror) == contents(run)
+
+
 def test_files_of_others_in_the_mirror_are_neither_overwritten_nor_removed(tmp_path):
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     make_run("plateau", epochs=2, checkpoint=run, log=StopAfter(1))

@@ -134,7 +134,8 @@ def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tenso
     if labels.dtype != torch.int64 or labels.ndim != 1:
         one_hot = "; turn one-hot rows into numbers with labels.argmax(1)" if labels.ndim == 2 else ""
         raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){one_hot}")
-    if (len(images) != len(labels) or not len(labels)) and not (unlabelled and not len(labels)):
+    fits = len(images) == len(labels) if len(labels) else unlabelled
+    if not fits:
         raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels; give one label an image")
     return images, labels
 

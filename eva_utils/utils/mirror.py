@@ -27,8 +27,14 @@ def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
             check_folder(mirror, resume)
         except ValueError as error:
             raise ValueError(f"the mirror {error}") from None
-    elif problem := _foreign(folder, mirror):
-        raise ValueError(problem)
+        return
+    _check_own(folder, mirror)
+    ours, theirs = _rows(folder) or [], _rows(mirror) or []
+    if len(theirs) > len(ours):
+        raise ValueError(
+            f"the mirror {mirror} holds {len(theirs)} epochs of this run and {folder} only {len(ours)}; "
+            "resume from the mirror in another checkpoint folder"
+        )
 
 
 def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
@@ -57,9 +63,7 @@ def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
     longer has goes from the mirror last.
     """
     try:
-        problem = _foreign(folder, mirror)
-        if problem:
-            raise OSError(problem)
+        _check_own(folder, mirror)
         mirror.mkdir(parents=True, exist_ok=True)
         for unfinished in mirror.glob(".*.tmp"):
             unfinished.unlink()
@@ -77,21 +81,15 @@ def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
         log(f"Warning: the mirror {mirror} is not up to date ({error}); the run goes on in {folder}")
 
 
-def _foreign(folder: Path, mirror: Path) -> str | None:
-    """Say that a mirror holds files that are not of this run's past, or None."""
-    ours, theirs = _rows(folder) or [], _rows(mirror)
-    if _files(mirror) and (theirs is None or theirs != ours[: len(theirs)]):
-        if ours and theirs and theirs[: len(ours)] == ours:
-            return (
-                f"the mirror {mirror} holds {len(theirs)} epochs of this run and {folder} only {len(ours)}; "
-                "resume from the mirror in another checkpoint folder"
-            )
+def _check_own(folder: Path, mirror: Path) -> None:
+    """Raise ValueError if a mirror holds files that are not of this run, which its first epoch tells."""
+    theirs = _rows(mirror)
+    if _files(mirror) and (theirs is None or theirs[:1] != (_rows(folder) or [])[:1]):
         held = f"{_files(mirror)[0].name} and no history.json" if theirs is None else f"{len(theirs)} epochs"
-        return (
+        raise ValueError(
             f"the mirror {mirror} holds {held}, which are not those of the run in {folder}; "
             "name another mirror, or another checkpoint folder to resume from the mirror"
         )
-    return None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ class ProgressBar:
 
     def __init__(self, batches: int, log: Callable[[str], Any] | None) -> None:
         self.live = log is print and _is_watched(sys.stdout)
-        self.log, self.batches, self.refreshed = log, batches, time.monotonic()
+        self.log, self.refreshed = log, time.monotonic()
         file = sys.stdout if self.live else io.StringIO()
         self.bar = None if log is None else tqdm(total=batches, file=file, mininterval=REFRESH_SECONDS, ascii=False)
 
