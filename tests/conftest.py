@@ -1,4 +1,5 @@
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from eva_utils.utils.runtime import seed_everything
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A job in the background of a script ignores Ctrl-C, and so would the runs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
