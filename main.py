@@ -27,6 +27,7 @@ from eva_utils.utils.lock import locked
 from eva_utils.utils.names import unknown_name
 from eva_utils.utils.optim import OPTIMIZERS, SCHEDULERS, make_optimizer, make_plateau, one_cycle
 from eva_utils.utils.runtime import PRECISIONS, can_fuse, pick_device, pick_precision
+from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES, test_transform
 
 STOPPED = 130  # the exit status of a program that Ctrl-C has ended
@@ -68,12 +69,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"set every option as this assignment asks and audit the run: {', '.join(BRIEFS)}; others given win",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", default="shapes", help="shapes, cifar10, or a folder with train/CLASS/ and test/CLASS/")
-    data.add_argument("--root", default="data", help="where cifar10 is downloaded to")
+    data.add_argument(
+        "--data", default="shapes", help=f"{', '.join(SOURCES)}, or a folder with train/CLASS/ and test/CLASS/"
+    )
+    data.add_argument("--root", default="data", help="where datasets are downloaded to")
     data.add_argument("--recipe", default="none", help=f"augmentation of the training images: {', '.join(RECIPES)}")
     data.add_argument("--batch-size", type=int, default=128, help="images in a batch")
     data.add_argument("--validation", type=int, default=0, help="training images to hold out and test on")
-    data.add_argument("--size", type=int, help="resize a folder's images to this side")
+    data.add_argument("--size", type=int, help="resize the images to this side")
+    data.add_argument("--test-share", type=float, help="split training and test images anew, this share for testing")
     data.add_argument("--limit", type=int, help="keep only so many images of each split")
     data.add_argument("--workers", type=int, default=0, help="processes that decode what does not fit into memory")
     model = parser.add_argument_group("model")
@@ -90,8 +94,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--nesterov", action="store_true", help="SGD with Nesterov's momentum")
     training.add_argument("--label-smoothing", type=float, default=0.0, help="of the cross entropy that is trained on")
     training.add_argument("--scheduler", default="plateau", help=f"one of {', '.join(SCHEDULERS)}")
+    training.add_argument("--lr-min", type=float, help="rate at which one_cycle begins and ends; --lr / 10 if left out")
     training.add_argument("--peak-epoch", type=float, default=5, help="epochs after which one_cycle reaches --lr")
-    training.add_argument("--annihilate", action="store_true", help="let one_cycle end near 0 and not at --lr / 10")
+    training.add_argument("--annihilate", action="store_true", help="let one_cycle end near 0 and not at --lr-min")
     training.add_argument("--factor", type=float, default=0.1, help="by which the plateau schedule cuts the rate")
     training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss before a cut")
     training.add_argument("--threshold", type=float, default=1e-4, help="share by which the loss must be lower")
@@ -115,7 +120,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def load(args: argparse.Namespace) -> Data:
     return eva.load_data(
         args.data, args.root, args.batch_size, args.recipe, args.validation,
-        args.size, args.limit, args.seed, args.device, args.workers,
+        args.size, args.limit, args.seed, args.device, args.workers, args.test_share,
     )  # fmt: skip
 
 
@@ -147,7 +152,8 @@ def make_parts(args: argparse.Namespace, classes: int = 10, batches: int = 1):
     if args.scheduler == "plateau":
         cuts = {"factor": args.factor, "patience": args.patience, "threshold": args.threshold}
         return model, optimizer, make_plateau(optimizer, **cuts), criterion
-    rates = {"lr_max": args.lr, "lr_min": args.lr / 10, "peak_epoch": args.peak_epoch, "annihilate": args.annihilate}
+    lr_min = args.lr / 10 if args.lr_min is None else args.lr_min
+    rates = {"lr_max": args.lr, "lr_min": lr_min, "peak_epoch": args.peak_epoch, "annihilate": args.annihilate}
     return model, optimizer, one_cycle(optimizer, args.epochs, batches, **rates), criterion
 
 
@@ -272,6 +278,8 @@ def evaluate(args: argparse.Namespace) -> int:
         note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.exists() else None
         options = note["options"] if note else vars(args)
         args.size = args.size or options["size"]
+        if args.test_share is None and options.get("test_share") is not None:
+            args.test_share, args.seed = options["test_share"], options["seed"]
         classes, mean, std = (note[key] for key in ("classes", "mean", "std")) if note else (None, None, None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

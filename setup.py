@@ -39,6 +39,13 @@ setup(
             "ipykernel>=6",  # runs the notebooks
             "markdown-it-py>=3",  # renders a report, to see that names inject nothing
             "papermill>=2.4",  # executes the notebooks with parameters
+            "torch-lr-finder>=0.2",  # the reference that the learning-rate finder is compared with
+            "tensorboard>=2.14",  # reads back what is written for it
+            "timm>=1.0",  # other people's models, trained and explained unchanged
+            "albumentations>=1.3",  # a pipeline of a student's own
+        ],
+        "tensorboard": [
+            "tensorboard>=2.14",  # write_tensorboard
         ],
         "bench": [
             "grad-cam>=1.5",  # a rival of Grad-CAM

@@ -12,7 +12,7 @@ def norms_in(model):
     return [module for module in model.modules() if isinstance(module, NORM_CLASSES)]
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", sorted(set(list_models()) - {"vit"}))
 @pytest.mark.parametrize("norm", NORMS)
 def test_holds_the_chosen_norm_and_no_other(name, norm):
     model = create_model(name, num_classes=7, norm=norm)
@@ -31,6 +31,8 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
         ("resnet34", 36, 21_282_122),
         ("small_resnet", 9, 1_923_914),
         ("speed_resnet", 6, 1_960_384),
+        ("speed_resnet4", 8, 3_141_056),
+        ("davidnet", 8, 6_573_130),
     ],
 )
 def test_parameter_and_norm_counts(name, norms, parameters):

@@ -3,13 +3,27 @@
 from torch import nn
 
 from ..utils.names import unknown_name
+from .davidnet import davidnet
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
-from .speed_resnet import speed_resnet
+from .speed_resnet import speed_resnet, speed_resnet4
+from .vit import vit
 
-__all__ = ["create_model", "list_models", "resnet18", "resnet34", "small_resnet", "speed_resnet"]
+__all__ = [
+    "create_model",
+    "davidnet",
+    "list_models",
+    "resnet18",
+    "resnet34",
+    "small_resnet",
+    "speed_resnet",
+    "speed_resnet4",
+    "vit",
+]
 
-_MODELS = {model.__name__: model for model in (resnet18, resnet34, small_resnet, speed_resnet)}
+_MODELS = {
+    model.__name__: model for model in (resnet18, resnet34, small_resnet, speed_resnet, speed_resnet4, davidnet, vit)
+}
 
 
 def list_models() -> list[str]:

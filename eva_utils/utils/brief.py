@@ -28,6 +28,7 @@ class Brief:
         epochs, batch_size: exact numbers.
         optimizer, criterion: class names, as "SGD".
         scheduler: class name; "ReduceLROnPlateau" must have made every change of the rate after the warmup.
+        peak_epoch: of a one-cycle schedule, the epoch that ends at its highest rate; annihilation is then forbidden.
         norm: "LayerNorm", "GroupNorm" or "BatchNorm": no other normalization may be in the model or run in it.
         depth: convolutions and linear layers, without the 1x1 convolutions of shortcuts: 18 for a ResNet-18.
         transforms: of the training images, each as it prints, in order; Normalize goes without saying.
@@ -48,6 +49,7 @@ class Brief:
     optimizer: str | None = None
     criterion: str | None = None
     scheduler: str | None = None
+    peak_epoch: int | None = None
     norm: str | None = None
     depth: int | None = None
     transforms: tuple[str, ...] | None = None
@@ -66,7 +68,7 @@ class Brief:
                 raise ValueError(f"{name} of a brief is a tuple, as ({value!r},), not a text")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
-        for name in ("epochs", "batch_size", "depth", "misclassified", "correct", "least_map"):
+        for name in ("epochs", "batch_size", "peak_epoch", "depth", "misclassified", "correct", "least_map"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         for name, known in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler), ("criterion", nn)):
@@ -120,6 +122,42 @@ BRIEFS = {
         misclassified=10,
         least_map=5,
         plain_notebook=True,
+    ),
+    "eva6_s9": Brief(
+        title="EVA6 S9: a custom ResNet on CIFAR-10 with the one-cycle policy",
+        objective="Train the custom ResNet on CIFAR-10 for 24 epochs at batch size 512 with random crop, flip and "
+        "CutOut 8, the learning rate rising to its highest at epoch 5 and falling without annihilation, to 90% at "
+        "least.",
+        options={
+            "data": "cifar10", "recipe": "eva6_s9", "model": "davidnet", "norm": "batch", "epochs": 24,
+            "batch_size": 512, "optimizer": "sgd", "lr": 0.4, "lr_min": 0.004, "momentum": 0.9, "nesterov": True,
+            "weight_decay": 5e-4, "scheduler": "one_cycle", "peak_epoch": 5,
+        },
+        classes=CIFAR10,
+        images=(50_000, 10_000),
+        epochs=24,
+        batch_size=512,
+        criterion="CrossEntropyLoss",
+        scheduler="OneCycleLR",
+        peak_epoch=5,
+        transforms=("RandomCrop(padding=4)", "RandomHorizontalFlip(p=0.5)", "Cutout(8, fill=0)"),
+        misclassified=20,
+    ),
+    "eva8_s10": Brief(
+        title="EVA8 S10: a vision transformer on CIFAR-10 with Grad-CAM",
+        objective="Train a small vision transformer on CIFAR-10 from its own pixels alone, and explain 10 of its "
+        "mistakes with Grad-CAM.",
+        options={
+            "data": "cifar10", "recipe": "eva8_s10", "model": "vit", "norm": "layer", "epochs": 24, "batch_size": 128,
+            "optimizer": "adamw", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.05, "label_smoothing": 0.1,
+            "scheduler": "one_cycle", "peak_epoch": 5, "annihilate": True,
+        },
+        classes=CIFAR10,
+        images=(50_000, 10_000),
+        epochs=24,
+        norm="LayerNorm",
+        misclassified=10,
+        least_map=5,
     ),
     "speedrun": Brief(
         title="Speedrun: CIFAR-10 with LayerNorm in a quarter of an hour",
@@ -229,6 +267,8 @@ def _findings(
     ]
     if brief.scheduler is not None:
         findings.append(rules.learning_rate(brief.scheduler, settings, rows))
+    if brief.peak_epoch is not None:
+        findings.append(rules.one_cycle(brief.peak_epoch, settings, rows))
     if brief.depth is not None:
         findings.append(rules.depth(brief.depth, model))
     if brief.norm is not None:

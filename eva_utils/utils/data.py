@@ -1,32 +1,24 @@
 """Datasets to loaders: where the images come from, their mean, standard deviation and class names."""
 
-import hashlib
-import os
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import shapes
-from .checks import check_seed, check_whole
+from .checks import check_real, check_seed, check_whole
 from .images import ImageFiles
 from .loader import Loader
-from .names import unknown_name
 from .runtime import memory_bytes, pick_device
+from .sources import Split, describe_source, read_source
 from .transforms import Compose, test_transform, train_transform
 
 # Of the 50,000 training images, for pixels in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-
-SOURCES = ("shapes", "cifar10")
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-Split = tuple[Tensor | ImageFiles, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,13 +41,14 @@ def load_data(
     source: str | Path,
     root: str | Path = "data",
     batch_size: int = 128,
-    recipe: str | None = None,
+    recipe: str | Callable[..., Any] | None = None,
     validation: int = 0,
     size: int | None = None,
     limit: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     workers: int = 0,
+    test_share: float | None = None,
 ) -> Data:
     """Load a dataset as loaders of normalized float32 batches (N, 3, H, W) with labels int64 (N,).
 
@@ -64,22 +57,26 @@ def load_data(
     are CIFAR-10's own, or computed from the training images that are used.
 
     Args:
-        source: "shapes" (embedded, drawn in seconds), "cifar10" (downloaded to `root` once), or a folder
-            with images under train/<class>/ and test/<class>/.
-        root: where "cifar10" is kept.
+        source: "shapes" (embedded, drawn in seconds); "cifar10", "cifar100", "mnist" or "fashion_mnist"
+            (downloaded to `root` once; grey images become three equal channels); a folder with images under
+            train/<class>/ and test/<class>/; or TinyImageNet's as its archive unpacks.
+        root: where downloads are kept.
         batch_size: images in a batch; the last may be smaller.
         recipe: augmentation of the training images, see `eva_utils.utils.transforms.train_transform`;
-            None is "none".
+            None is "none". Or a pipeline of your own: an `albumentations.Compose` or a
+            `torchvision.transforms.v2` module, applied to each uint8 image before Normalize.
         validation: training images to hold out, in the classes' proportions, chosen by the seed.
-        size: side in pixels to which a folder's images are resized.
+        size: side in pixels to which the images are resized; None leaves them as they are.
         limit: keep only so many images of each split, in the classes' proportions, chosen by the seed.
         seed: of the order, the augmentation and the choices above.
         device: where the images are kept and the batches are made; None is CUDA if there is one, else the CPU.
         workers: processes that decode images which do not fit into memory.
+        test_share: put training and test images together and split them anew, in the classes' proportions, by
+            the seed, so that this share is for testing; None keeps the dataset's own split.
 
     Raises:
         ValueError: an argument is out of range, or the folder is not laid out as above.
-        RuntimeError: CIFAR-10 is absent and cannot be downloaded.
+        RuntimeError: the dataset is absent and cannot be downloaded.
     """
     check_whole("batch_size", batch_size, 1)
     check_whole("validation", validation, 0)
@@ -92,9 +89,14 @@ def load_data(
     placed = pick_device(device)
     if device is None and placed.type != "cuda":
         placed = torch.device("cpu")
-    train_transform(recipe or "none", (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
+    if test_share is not None:
+        check_real("test_share", test_share, 0, 1, open_low=True)
+    recipe = "none" if recipe is None else recipe
+    train_transform(recipe, (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
 
-    train, test, classes = _read(source, Path(root), size)
+    train, test, classes = read_source(source, Path(root), size)
+    if test_share is not None:
+        train, test = _split_anew(train, test, test_share, seed)
     if validation >= len(train[1]):
         raise ValueError(
             f"validation={validation} would hold out all of the {len(train[1])} training images; hold out fewer"
@@ -109,7 +111,7 @@ def load_data(
     fits = _uint8_bytes([images for images, _ in splits]) <= memory // 2
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
-    known = (CIFAR10_MEAN, CIFAR10_STD) if source == "cifar10" else None
+    known = (CIFAR10_MEAN, CIFAR10_STD) if source == "cifar10" and test_share is None else None
     mean, std = known or _statistics(splits[0][0], workers)
 
     def loader(split: Split, transform: Compose, shuffle: bool = False) -> Loader:
@@ -119,114 +121,27 @@ def load_data(
 
     plain = test_transform(mean, std)
     return Data(
-        train=loader(splits[0], train_transform(recipe or "none", mean, std), shuffle=True),
+        train=loader(splits[0], train_transform(recipe, mean, std), shuffle=True),
         validation=loader(splits[1], plain) if validation else None,
         test=loader(splits[2], plain),
         classes=classes,
         mean=mean,
         std=std,
-        source=_describe_source(source, train[0]),
+        source=describe_source(source, train[0]),
     )
 
 
-def _read(source: str | Path, root: Path, size: int | None) -> tuple[Split, Split, list[str]]:
-    """Return the training split, the test split and the class names."""
-    if source in SOURCES and size is not None:
-        raise ValueError(f"size resizes a folder's images; {source!r} has its own: leave size out")
-    if source == "shapes":
-        train, test = shapes.make_shapes("train"), shapes.make_shapes("test")
-        return (train.images, train.labels), (test.images, test.labels), list(shapes.CLASSES)
-    if source == "cifar10":
-        return _read_cifar10(root)
-    folder = Path(source)
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
-    if not folder.is_dir():
-        raise unknown_name("data source (and no such folder)", str(source), SOURCES)
-    for part in ("train", "test"):
-        if (folder / part).is_symlink() and not (folder / part).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{folder / part} is a link that leads out of the dataset; put the folder itself there")
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} has no {part}/ folder; put the images under train/<class>/ and test/<class>/")
-    classes = _class_names(folder / "train")
-    if classes != _class_names(folder / "test"):
-        odd = sorted(set(classes) ^ set(_class_names(folder / "test")))
-        raise ValueError(f"train/ and test/ of {folder} must hold the same classes; only one has {', '.join(odd)}")
-    return _list_images(folder / "train", classes, size), _list_images(folder / "test", classes, size), classes
-
-
-def _describe_source(source: str | Path, images: Tensor | ImageFiles) -> str:
-    """Name the dataset; of a folder its name and what its files are, since JPEG files have lost detail."""
-    if isinstance(images, Tensor):
-        return {"shapes": "shapes, drawn", "cifar10": "CIFAR-10"}[str(source)]
-    suffixes = Counter(path.suffix.lower().lstrip(".").replace("jpeg", "jpg") for path in images.paths)
-    kinds = ", ".join("JPEG-coded" if kind == "jpg" else kind.upper() for kind, _ in suffixes.most_common(3))
-    return f"{Path(source).resolve().name}, {kinds} image files"
-
-
-def _read_cifar10(root: Path) -> tuple[Split, Split, list[str]]:
-    from torchvision.datasets import CIFAR10
-
-    unpacked, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
-    if not unpacked.is_dir() and archive.exists():
-        digest = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-        if digest != CIFAR10.tgz_md5:
-            raise ValueError(
-                f"{archive} is damaged or holds another dataset (MD5 {digest}, not {CIFAR10.tgz_md5}); "
-                "remove it to download it again"
-            )
-    try:
-        train, test = (CIFAR10(str(root), train=part, download=not unpacked.is_dir()) for part in (True, False))
-    except (OSError, RuntimeError) as error:
-        if unpacked.is_dir():
-            raise ValueError(f"{unpacked} is incomplete or damaged; remove it to download it again") from error
-        raise RuntimeError(
-            f"CIFAR-10 is not in {root} and could not be downloaded ({error}); "
-            f"use 'shapes' or a folder of images, or put {CIFAR10.filename} there"
-        ) from error
-    train_split, test_split = (
-        (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in (train, test)
-    )
-    return train_split, test_split, list(train.classes)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """List a folder by name, without what is hidden; a link may not lead out of the dataset."""
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        path = Path(entry.path)
-        if entry.is_symlink():
-            root = folder.resolve().parents[0 if folder.name in ("train", "test") else 1]
-            if not path.resolve().is_relative_to(root):
-                raise ValueError(f"{path} is a link that leads out of the dataset; put the files themselves there")
-        found.append(path)
-    return found
-
-
-def _class_names(folder: Path) -> list[str]:
-    names = [path.name for path in _entries(folder) if path.is_dir()]
-    if len(names) < 2:
-        found = f"only the class {names[0]!r}" if names else "no class folder"
-        raise ValueError(
-            f"{folder} has {found}; put the images of each of two classes or more into a folder of its name"
-        )
-    return names
-
-
-def _list_images(folder: Path, classes: list[str], size: int | None) -> Split:
-    """List the image files of each class in order of their names; hidden and other files are ignored."""
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = [path for path in _entries(folder / name) if path.suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise ValueError(f"{folder / name} has no image; add some or remove the folder")
-        paths += found
-        labels += [label] * len(found)
-    return ImageFiles(paths, size), torch.tensor(labels)
+def _split_anew(train: Split, test: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Put two splits together and return the rest and a share of the whole."""
+    labels = torch.cat([train[1], test[1]])
+    if isinstance(train[0], ImageFiles) and isinstance(test[0], ImageFiles):
+        images: Tensor | ImageFiles = ImageFiles(train[0].paths + test[0].paths, train[0].size)
+    else:
+        images = torch.cat([train[0], test[0]])  # type: ignore[list-item]
+    chosen = _stratified(labels, max(1, min(round(share * len(labels)), len(labels) - 1)), seed)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[chosen] = False
+    return _pick((images, labels), rest.nonzero().flatten()), _pick((images, labels), chosen)
 
 
 def _stratified(labels: Tensor, count: int, seed: int) -> Tensor:

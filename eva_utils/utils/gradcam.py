@@ -32,8 +32,10 @@ class GradCAM:
     Args:
         model: a classifier that returns logits (N, C); also one that is compiled or wrapped for several
             processes, whose inner model is then run.
-        layers: names as in `model.named_modules()`; None is the deepest layer with a map of at least 5x5.
-        reshape: turns a layer's output into a map (N, C, h, w), as a transformer's tokens need.
+        layers: names as in `model.named_modules()`; None is the one the model declares as `cam_layer`, else the
+            deepest with a map of at least 5x5.
+        reshape: turns a layer's output into a map (N, C, h, w), as a transformer's tokens need; None is the
+            model's own method `cam_reshape`, if it has one.
 
     Raises:
         ValueError: a layer does not exist (the nearest is named), or the model cannot be differentiated.
@@ -50,7 +52,9 @@ class GradCAM:
             raise ValueError(
                 "the model was made inside torch.inference_mode(), so it has no gradients; build it outside"
             )
-        self.reshape = reshape
+        if layers is None and reshape is None:
+            layers = getattr(self.model, "cam_layer", None)
+        self.reshape = getattr(self.model, "cam_reshape", None) if reshape is None else reshape
         if isinstance(layers, nn.Module) or any(not isinstance(name, str) for name in layers or []):
             raise ValueError(
                 "layers are names as in model.named_modules(), such as ['layer3', 'layer4'], not the modules"

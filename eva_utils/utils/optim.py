@@ -1,9 +1,12 @@
 """Parameter groups, warmup, averaged weights, one cycle; optimizers and the plateau by name for the command line."""
 
+import copy
+import warnings
+
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .checks import check_real, check_whole
+from .checks import check_real, check_steps_left, check_whole
 from .names import unknown_name
 from .runtime import unwrap
 
@@ -65,6 +68,39 @@ def one_cycle(
         div_factor=lr_max / lr_min,
         final_div_factor=1e4 if annihilate else 1,
     )
+
+
+def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
+    """Return the rate of each of the next `steps` steps, for `plot_schedule`; the scheduler is left as it is.
+
+    Of several groups of an optimizer it is the first one's.
+
+    Raises:
+        ValueError: `steps` is out of range, or more than a one-cycle schedule has left.
+        TypeError: the scheduler follows a metric and has no rates of its own.
+    """
+    check_whole("steps", steps, 1)
+    if isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau):
+        raise TypeError(
+            "ReduceLROnPlateau follows the losses of a run; plot_schedule(history) draws what it made of them"
+        )
+    check_steps_left(scheduler, steps)
+    state = copy.deepcopy(scheduler.state_dict())
+    groups = [
+        {name: copy.copy(group[name]) for name in group if name != "params"}
+        for group in scheduler.optimizer.param_groups
+    ]
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no optimizer steps between
+        for step in range(steps):
+            rates.append(float(scheduler.optimizer.param_groups[0]["lr"]))
+            if step + 1 < steps:
+                scheduler.step()
+    scheduler.load_state_dict(state)
+    for group, before in zip(scheduler.optimizer.param_groups, groups, strict=True):
+        group.update(before)
+    return rates
 
 
 class Warmup:

@@ -130,6 +130,24 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
     return figure
 
 
+def plot_lr_find(curve: Any) -> "Figure":
+    """Draw the smoothed loss by learning rate, with the suggested rate marked.
+
+    Args:
+        curve: what `lr_find` returned.
+    """
+    rates, losses, suggestion = curve
+    figure, ((axis,),) = _new_figure(1, 1, 3.6, 6.0)
+    axis.plot(rates, losses, color=BLUE)
+    axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)")
+    low, high = min(losses), losses[0]
+    axis.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.5 * (high - low) + 1e-3)  # not the divergence at the end
+    axis.legend(fontsize=8, framealpha=0.6)
+    _tidy(axis)
+    return figure
+
+
 def plot_confusion(predictions: Any, data: Any) -> "Figure":
     """Draw the confusion matrix: a row a true class, coloured by share of the row, with the counts written in.
 

@@ -84,6 +84,16 @@ def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
     return _finding(rule, asked, f"{start:g}{after}, {made}; replayed on the record, every epoch agrees", True)
 
 
+def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
+    """Look for the epoch that ends at the highest rate, and for a last rate below the first."""
+    rates = [row["lr"] for row in rows]
+    start, highest = settings["optimizer"]["group 0"]["lr"], max(rates)
+    epoch = rows[rates.index(highest)]["epoch"]
+    found = f"{start:.3g} at first, {highest:.3g} after epoch {epoch}, {rates[-1]:.3g} at last"
+    passed = epoch == peak_epoch and rates[-1] >= start * (1 - 1e-6)
+    return _finding("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
+
+
 def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
     """Return the rate each epoch should have ended at, from ReduceLROnPlateau's options and the recorded tests.
 

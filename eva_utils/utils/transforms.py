@@ -9,6 +9,7 @@ into a `torchvision.transforms.v2.Compose` after `ToImage`.
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .cutout import Cutout
 from .names import unknown_name
+from .per_image import PerImage
 
 
 def _as_batch(images: Tensor) -> Tensor:
@@ -189,25 +191,32 @@ _RECIPES: dict[str, tuple[tuple[Callable[[], nn.Module], ...], ...]] = {
     "none": ((), ()),
     "eva6_s8": ((RandomCrop, RandomRotate), (Cutout,)),
     "eva8_s7": ((RandomCrop,), (Cutout,)),
+    "eva6_s9": ((RandomCrop, RandomHorizontalFlip), (partial(Cutout, 8),)),
+    "eva8_s10": ((RandomCrop, RandomHorizontalFlip), ()),
     "speedrun": ((partial(RandomCrop, padding=2), RandomHorizontalFlip), ()),
 }
 RECIPES = tuple(_RECIPES)
 
 
-def train_transform(recipe: str, mean: Sequence[float], std: Sequence[float]) -> Compose:
-    """Return what a recipe does to the training images, in this order: crop, rotate, normalize, cut out.
+def train_transform(recipe: str | Callable[..., Any], mean: Sequence[float], std: Sequence[float]) -> Compose:
+    """Return what a recipe does to the training images, in this order: crop, rotate, flip, normalize, cut out.
 
     "eva6_s8" is RandomCrop(padding=4), RandomRotate(5) and Cutout(16); "eva8_s7" is RandomCrop(padding=4)
-    and Cutout(16); "speedrun" is RandomCrop(padding=2) and RandomHorizontalFlip(); "none" only normalizes.
+    and Cutout(16); "eva6_s9" is RandomCrop(padding=4), RandomHorizontalFlip() and Cutout(8); "eva8_s10" is
+    RandomCrop(padding=4) and RandomHorizontalFlip(); "speedrun" is RandomCrop(padding=2) and
+    RandomHorizontalFlip(); "none" only normalizes.
     Cutout follows Normalize, so that its 0 is the mean colour.
 
     Args:
-        recipe: one of the names above.
+        recipe: one of the names above, or a pipeline of your own, see `eva_utils.utils.per_image.PerImage`.
         mean, std: of each channel, for pixels in [0, 1].
 
     Raises:
         ValueError: the recipe is unknown; the nearest known one is named.
+        TypeError: the recipe is neither a name nor a pipeline.
     """
+    if not isinstance(recipe, str):
+        return Compose(PerImage(recipe), Normalize(mean, std))
     if recipe not in _RECIPES:
         raise unknown_name("recipe", recipe, _RECIPES)
     before, after = _RECIPES[recipe]

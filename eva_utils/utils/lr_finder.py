@@ -1,0 +1,127 @@
+"""The learning-rate range test."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .checks import check_batch, check_real, check_whole, trainable_parameters
+from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
+from .state import own_generators
+
+SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
+SKIPPED = (10, 5)  # steps at the start and at the end in which no suggestion is looked for
+
+
+class RateCurve(NamedTuple):
+    """The rates that were tried, the smoothed loss at each, and the rate suggested."""
+
+    rates: list[float]
+    losses: list[float]
+    suggestion: float
+
+
+def lr_find(
+    model: nn.Module,
+    loader: Any,
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    start: float = 1e-6,
+    end: float = 1.0,
+    steps: int = 100,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+) -> RateCurve:
+    """Train with a rate that rises exponentially from `start` to `end`, and suggest a rate from the losses.
+
+    The loss is a running mean in which each batch counts 5%; the test ends early where it is five times its
+    lowest value, or not finite. The suggestion is where it falls fastest per log-rate, but for the first ten
+    and the last five steps (Smith, 2017, https://arxiv.org/abs/1506.01186, with the conventions of the
+    torch-lr-finder package). Model, optimizer, its scheduler, loader, modes and random generators are then
+    as they were.
+
+    Args:
+        model: returns logits (N, C).
+        loader: batches (images, labels), at least 16; a loader shorter than the test begins anew.
+        optimizer: over the model's parameters; every group gets the same rate.
+        criterion: mean loss of a batch; cross entropy if None.
+        start, end: rates of the first and of the last step.
+        steps: batches to train on, at least 20.
+        device, precision: see `eva_utils.main.train`.
+
+    Raises:
+        ValueError: a number is out of range, the loader is too short, or the loss diverged within 16 steps.
+    """
+    check_real("end", end, 0, open_low=True)
+    check_real("start", start, 0, end, open_low=True)
+    check_whole("steps", steps, 20)
+    least = sum(SKIPPED) + 1
+    if len(loader) < least:
+        raise ValueError(f"the loader has {len(loader)} batches and the test wants {least}; make the batches smaller")
+    if not trainable_parameters(model):
+        raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
+    place = pick_device(device)
+    dtype = pick_precision(precision, place)
+    criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+    scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+    rates: list[float] = []
+    losses: list[float] = []
+    with _as_they_were(model, optimizer, loader), keep_rng(), keep_modes(model):
+        model.to(place).train()
+        for step, batch in enumerate(islice(_endless(loader), steps)):
+            images, labels = check_batch(batch, f"batch {step}")
+            for group in optimizer.param_groups:
+                group["lr"] = start * (end / start) ** (step / (steps - 1))
+            optimizer.zero_grad()
+            with autocast(place, dtype):
+                logits = model(move_images(images, place, dtype))
+            loss = criterion(logits.float(), labels.to(place))
+            smooth = loss.item() if not losses else SMOOTHING * loss.item() + (1 - SMOOTHING) * losses[-1]
+            if not math.isfinite(smooth):
+                break
+            rates.append(optimizer.param_groups[0]["lr"])
+            losses.append(smooth)
+            if smooth > DIVERGED * min(losses):
+                break
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    if len(losses) < least:
+        raise ValueError(f"the loss diverged after {len(losses)} steps, at a rate of {rates[-1]:.1e}; lower start")
+    inner = slice(SKIPPED[0], len(losses) - SKIPPED[1])
+    steepest = int(np.argmin(np.gradient(losses[inner], np.log(rates[inner])))) if len(losses[inner]) > 1 else 0
+    return RateCurve(rates, losses, rates[inner][steepest])
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+@contextmanager
+def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Iterator[None]:
+    """Put back weights, gradients, the optimizer's state and rates, and the loader's generators."""
+    home = next(model.parameters()).device
+    weights = copy.deepcopy(model.state_dict())
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    state = copy.deepcopy(optimizer.state_dict())
+    generators = [(part, part.get_state()) for part in own_generators(loader)]
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        model.load_state_dict(weights)
+        model.to(home)
+        optimizer.load_state_dict(state)
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        for part, before in generators:
+            part.set_state(before)

@@ -1,0 +1,164 @@
+"""Where datasets come from: drawn, downloaded by torchvision, or read from folders; two splits and the class names."""
+
+import hashlib
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import shapes
+from .images import ImageFiles
+from .names import unknown_name
+from .tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
+
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+SOURCES = ("shapes", *TORCHVISION)
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+Split = tuple[Tensor | ImageFiles, Tensor]
+
+
+def read_source(source: str | Path, root: Path, size: int | None = None) -> tuple[Split, Split, list[str]]:
+    """Return the training split, the test split and the class names.
+
+    A split is uint8 (N, 3, H, W) or the image files, and int64 labels (N,).
+
+    Args:
+        source: see `eva_utils.utils.data.load_data`.
+        root: where torchvision keeps what it downloads.
+        size: side to resize to; None leaves the images as they are.
+
+    Raises:
+        ValueError: the source is unknown, damaged, or a folder laid out otherwise.
+        RuntimeError: a dataset is absent and cannot be downloaded.
+    """
+    if source in SOURCES:
+        if source == "shapes":
+            drawn, classes = [shapes.make_shapes(part) for part in ("train", "test")], list(shapes.CLASSES)
+            tensors = [(part.images, part.labels) for part in drawn]
+        else:
+            tensors, classes = _read_torchvision(TORCHVISION[str(source)], root)
+        train, test = ((_resize(images, size), labels) for images, labels in tensors)
+        return train, test, classes
+    folder = Path(source)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
+    if not folder.is_dir():
+        raise unknown_name("data source (and no such folder)", str(source), SOURCES)
+    if is_tiny_imagenet(folder):
+        (train_paths, train_labels), (test_paths, test_labels), classes = read_tiny_imagenet(folder)
+        return (ImageFiles(train_paths, size), train_labels), (ImageFiles(test_paths, size), test_labels), classes
+    return _read_folder(folder, size)
+
+
+def describe_source(source: str | Path, images: Tensor | ImageFiles) -> str:
+    """Name the dataset; of a folder its name and what its files are, since JPEG files have lost detail."""
+    if isinstance(images, Tensor):
+        return {"shapes": "shapes, drawn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(
+            str(source), TORCHVISION.get(str(source), "")
+        )
+    suffixes = Counter(path.suffix.lower().lstrip(".").replace("jpeg", "jpg") for path in images.paths)
+    kinds = ", ".join("JPEG-coded" if kind == "jpg" else kind.upper() for kind, _ in suffixes.most_common(3))
+    return f"{Path(source).resolve().name}, {kinds} image files"
+
+
+def _resize(images: Tensor, size: int | None) -> Tensor:
+    """Resize uint8 images (N, 3, H, W) to a side, bilinear with antialiasing."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    from torchvision.transforms.v2.functional import resize
+
+    return torch.cat([resize(part, [size, size], antialias=True) for part in images.split(1000)])
+
+
+def _read_torchvision(name: str, root: Path) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    cifar = hasattr(kind, "tgz_md5")
+    unpacked = root / kind.base_folder if cifar else root / name / "raw"
+    archive = root / kind.filename if cifar else unpacked
+    if cifar and not unpacked.is_dir() and archive.exists():
+        digest = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != kind.tgz_md5:
+            raise ValueError(
+                f"{archive} is damaged or holds another dataset (MD5 {digest}, not {kind.tgz_md5}); "
+                "remove it to download it again"
+            )
+    complete = unpacked.is_dir()
+    try:
+        train, test = (kind(str(root), train=part, download=not complete) for part in (True, False))
+        splits = [_as_tensors(train), _as_tensors(test)]
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        if complete:
+            raise ValueError(f"{unpacked} is incomplete or damaged; remove it to download it again") from error
+        raise RuntimeError(
+            f"{name} is not in {root} and could not be downloaded ({error}); "
+            f"use 'shapes' or a folder of images, or put {archive.name if cifar else unpacked} there"
+        ) from error
+    return splits, list(train.classes)
+
+
+def _as_tensors(dataset) -> tuple[Tensor, Tensor]:
+    """Return a torchvision dataset's pixels as uint8 (N, 3, H, W), grey ones repeated, and its labels."""
+    pixels = torch.as_tensor(dataset.data)
+    images = pixels[:, None].expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    labels = torch.as_tensor(dataset.targets)
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels")
+    return images.contiguous(), labels.long()
+
+
+def _read_folder(folder: Path, size: int | None) -> tuple[Split, Split, list[str]]:
+    """Read train/<class>/ and test/<class>/."""
+    for part in ("train", "test"):
+        if (folder / part).is_symlink() and not (folder / part).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / part} is a link that leads out of the dataset; put the folder itself there")
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} has no {part}/ folder; put the images under train/<class>/ and test/<class>/")
+    classes = _class_names(folder / "train")
+    if classes != _class_names(folder / "test"):
+        odd = sorted(set(classes) ^ set(_class_names(folder / "test")))
+        raise ValueError(f"train/ and test/ of {folder} must hold the same classes; only one has {', '.join(odd)}")
+    return _list_images(folder / "train", classes, size), _list_images(folder / "test", classes, size), classes
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List a folder by name, without what is hidden; a link may not lead out of the dataset."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        path = Path(entry.path)
+        if entry.is_symlink():
+            root = folder.resolve().parents[0 if folder.name in ("train", "test") else 1]
+            if not path.resolve().is_relative_to(root):
+                raise ValueError(f"{path} is a link that leads out of the dataset; put the files themselves there")
+        found.append(path)
+    return found
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = [path.name for path in _entries(folder) if path.is_dir()]
+    if len(names) < 2:
+        found = f"only the class {names[0]!r}" if names else "no class folder"
+        raise ValueError(
+            f"{folder} has {found}; put the images of each of two classes or more into a folder of its name"
+        )
+    return names
+
+
+def _list_images(folder: Path, classes: list[str], size: int | None) -> Split:
+    """List the image files of each class in order of their names; hidden and other files are ignored."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = [path for path in _entries(folder / name) if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise ValueError(f"{folder / name} has no image; add some or remove the folder")
+        paths += found
+        labels += [label] * len(found)
+    return ImageFiles(paths, size), torch.tensor(labels)

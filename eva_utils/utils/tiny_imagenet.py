@@ -1,0 +1,75 @@
+"""TinyImageNet as its archive unpacks: a flat val/ folder with an annotations file (Stanford CS231n, 2015)."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_ANNOTATIONS = Path("val") / "val_annotations.txt"
+
+Listing = tuple[list[Path], Tensor]
+
+
+def is_tiny_imagenet(folder: Path) -> bool:
+    """Whether a folder is TinyImageNet's, or a part of it."""
+    return (folder / "wnids.txt").exists() or (folder / _ANNOTATIONS).exists()
+
+
+def read_tiny_imagenet(folder: Path) -> tuple[Listing, Listing, list[str]]:
+    """List the training images, the validation images as test images, and the class names.
+
+    The images under test/ have no labels and are left out. A class is named by its first word in
+    words.txt, with its WordNet number where two would be named alike.
+
+    Args:
+        folder: tiny-imagenet-200, with train/, val/, wnids.txt and words.txt.
+
+    Returns:
+        (paths, labels) of either split, labels int64 (N,) in the order of the WordNet numbers; the names.
+
+    Raises:
+        ValueError: the folder is half unpacked; what is missing is named.
+    """
+    numbers = sorted(_lines(folder, Path("wnids.txt")))
+    words = dict(line.split("\t", 1) for line in _lines(folder, Path("words.txt")) if "\t" in line)
+    labels = {number: label for label, number in enumerate(numbers)}
+    trained = [
+        (Path("train") / number / "images" / line.split("\t")[0], label)
+        for number, label in labels.items()
+        for line in _lines(folder, Path("train") / number / f"{number}_boxes.txt")
+    ]
+    tested = []
+    for line in _lines(folder, _ANNOTATIONS):
+        name, number = line.split("\t")[:2]
+        if number not in labels:
+            raise ValueError(f"{folder / _ANNOTATIONS} names the class {number}, which wnids.txt has not")
+        tested.append((_ANNOTATIONS.parent / "images" / name, labels[number]))
+    firsts = [words.get(number, number).split(",")[0].strip() for number in numbers]
+    counts = Counter(firsts)
+    classes = [name if counts[name] == 1 else f"{name} {number}" for name, number in zip(firsts, numbers, strict=True)]
+    return _listing(folder, trained), _listing(folder, tested), classes
+
+
+def _lines(folder: Path, name: Path) -> list[str]:
+    """Return a file's lines that are not empty."""
+    try:
+        text = (folder / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _half_unpacked(folder, name) from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _listing(folder: Path, files: list[tuple[Path, int]]) -> Listing:
+    there = {
+        parent: {path.name for path in (folder / parent).glob("*")} for parent in {path.parent for path, _ in files}
+    }
+    missing = [path for path, _ in files if path.name not in there[path.parent]]
+    if missing or not files:
+        raise _half_unpacked(folder, missing[0] if missing else Path("val"), len(missing))
+    return [folder / path for path, _ in files], torch.tensor([label for _, label in files])
+
+
+def _half_unpacked(folder: Path, missing: Path, count: int = 1) -> ValueError:
+    others = f" and {count - 1} more images" if count > 1 else ""
+    return ValueError(f"{folder} is half unpacked: {missing}{others} missing; unpack tiny-imagenet-200.zip again")

@@ -1,0 +1,143 @@
+"""The learning-rate range test: against torch-lr-finder and by hand, leaving no trace."""
+
+import copy
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyNet, random_batches
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import DataLoader
+
+from eva_utils.utils.data import load_data
+from eva_utils.utils.lr_finder import lr_find
+
+QUIET = {"device": "cpu", "precision": "float32"}
+
+
+def parts(optimizer="sgd", batch_size=4, images=88):
+    torch.manual_seed(5)
+    model = TinyNet()
+    loader = DataLoader(
+        random_batches(images), batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(1)
+    )
+    kinds = {"sgd": {"momentum": 0.9}, "adam": {}}
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+    return model, loader, kind(model.parameters(), lr=1e-4, **kinds[optimizer])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("end", [1.0, 1e4])
+def test_agrees_with_torch_lr_finder(optimizer, end):
+    package = pytest.importorskip("torch_lr_finder")
+    model, loader, chosen = parts(optimizer)
+    twin = copy.deepcopy(model)
+    optimizer = type(chosen)(twin.parameters(), **chosen.defaults)
+    theirs, before = package.LRFinder(twin, optimizer, nn.CrossEntropyLoss(), device="cpu"), torch.get_rng_state()
+    ours = lr_find(model, loader, chosen, start=1e-4, end=end, steps=60, **QUIET)
+    torch.set_rng_state(before)
+    loader.generator.manual_seed(1)
+    theirs.range_test(loader, end_lr=end, num_iter=60)
+    count = min(len(ours.losses), len(theirs.history["loss"]))
+    assert count >= 20 and abs(len(ours.losses) - len(theirs.history["loss"])) <= 1
+    assert ours.rates[:count] == pytest.approx(theirs.history["lr"][:count], rel=1e-9)
+    assert ours.losses[:count] == pytest.approx(theirs.history["loss"][:count], rel=1e-5)
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest():
+    model, loader, optimizer = parts()
+    rates, losses, suggestion = lr_find(model, loader, optimizer, end=0.1, steps=50, **QUIET)
+    assert rates[0] == 1e-6 and rates[-1] == pytest.approx(0.1) and len(rates) == len(losses) == 50
+    assert all(b / a == pytest.approx(1e5 ** (1 / 49)) for a, b in itertools.pairwise(rates))
+    inner = range(10, 45)
+    slopes = {}
+    for place in inner:
+        left, right = max(place - 1, 10), min(place + 1, 44)
+        slopes[rates[place]] = (losses[right] - losses[left]) / (math.log(rates[right]) - math.log(rates[left]))
+    assert suggestion == min(slopes, key=slopes.get)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_everything_is_as_it_was(scheduled):
+    model, loader, optimizer = parts()
+    scheduler = StepLR(optimizer, 2) if scheduled else None
+    for images, labels in loader:  # so that there are momenta and gradients
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    if scheduled:
+        scheduler.step()
+    model.norm.eval()
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    drawn = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), loader.generator.get_state())
+    lr_find(model, loader, optimizer, steps=30, **QUIET)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[0][name]), name
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before[1]["param_groups"]
+    for index, state in before[1]["state"].items():
+        assert torch.equal(after["state"][index]["momentum_buffer"], state["momentum_buffer"])
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and np.random.get_state()[1].tolist() == drawn[1]
+    assert random.getstate() == drawn[2] and torch.equal(loader.generator.get_state(), drawn[3])
+
+
+def test_our_loaders_are_left_in_their_epoch():
+    data = load_data("shapes", limit=200, batch_size=8, recipe="eva6_s8")
+    data.train.set_epoch(3)
+    order = data.train.order()
+    model = TinyNet(10)
+    lr_find(model, data.train, torch.optim.SGD(model.parameters(), lr=0.1), steps=30, **QUIET)
+    assert data.train.epoch == 3 and torch.equal(data.train.order(), order)
+
+
+@pytest.mark.parametrize("bad", ["diverges", "nan"])
+def test_it_stops_where_the_loss_diverges(bad):
+    model, loader, optimizer = parts()
+
+    def criterion(logits, labels):
+        loss = nn.functional.cross_entropy(logits, labels)
+        high = optimizer.param_groups[0]["lr"] > 1e-3
+        return loss * (1e6 if bad == "diverges" else math.nan) if high else loss
+
+    curve = lr_find(model, loader, optimizer, criterion, start=1e-6, end=1, steps=61, **QUIET)
+    last = curve.rates[-1]
+    assert last == pytest.approx(10**-2.9 if bad == "diverges" else 1e-3)
+    assert all(map(math.isfinite, curve.losses))
+    state = copy.deepcopy(model.state_dict())
+    assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 0}, "start is a number above 0 and below 1, not 0"),
+        ({"start": 1, "end": 0.1}, "start is a number above 0 and below 0.1, not 1"),
+        ({"steps": 5}, "steps is a whole number from 20 up, not 5"),
+        ({"start": 1e9, "end": 1e12}, "the loss diverged after .* steps, at a rate of"),
+    ],
+)
+def test_misuse_is_refused(options, message):
+    model, loader, optimizer = parts()
+    with pytest.raises(ValueError, match=message):
+        lr_find(model, loader, optimizer, **options, **QUIET)
+
+
+def test_a_loader_too_short_is_refused():
+    model, loader, optimizer = parts(batch_size=22)
+    with pytest.raises(ValueError, match="the loader has 4 batches and the test wants 16; make the batches smaller"):
+        lr_find(model, loader, optimizer, **QUIET)
+
+
+def test_a_one_cycle_schedule_goes_on_from_its_first_rate():
+    model, loader, optimizer = parts()
+    scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    before = scheduler.get_last_lr()
+    lr_find(model, loader, optimizer, steps=20, **QUIET)
+    assert [group["lr"] for group in optimizer.param_groups] == before

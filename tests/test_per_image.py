@@ -1,0 +1,71 @@
+"""A student's own pipeline: the same pixels as when it is called by hand, the same batches for the same seed."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from eva_utils.utils.data import load_data
+from eva_utils.utils.per_image import PerImage
+
+IMAGES = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def pipelines():
+    albumentations = pytest.importorskip("albumentations")
+    steps = [albumentations.HorizontalFlip(p=0.5), albumentations.RandomBrightnessContrast(p=1.0)]
+    return {
+        "albumentations": albumentations.Compose(steps),
+        "torchvision": v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.5)]),
+    }
+
+
+@pytest.mark.parametrize("package", ["albumentations", "torchvision"])
+def test_batches_come_from_the_generator_alone(package):
+    step = PerImage(pipelines()[package])
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    first, again, other = (step(IMAGES, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.dtype == torch.uint8 and first.shape == IMAGES.shape
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len({tuple(image.flatten().tolist()) for image in step(IMAGES[:1].expand(6, -1, -1, -1), torch.Generator())}) == 6
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[2]
+
+
+def test_albumentations_changes_the_pixels_it_says():
+    albumentations = pytest.importorskip("albumentations")
+    step = PerImage(albumentations.Compose([albumentations.HorizontalFlip(p=1.0), albumentations.InvertImg(p=1.0)]))
+    assert torch.equal(step(IMAGES), 255 - IMAGES.flip(-1))
+
+
+@pytest.mark.parametrize("package", ["albumentations", "torchvision"])
+def test_load_data_takes_it_as_a_recipe(package):
+    data = load_data("shapes", limit=40, batch_size=16, recipe=pipelines()[package], seed=4)
+    images, labels = next(iter(data.train))
+    order = data.train.order()[:16]
+    assert images.dtype == torch.float32 and torch.equal(labels, data.train.labels[order])
+    generator = torch.Generator().manual_seed(data.train._seeds()[1])
+    changed = PerImage(pipelines()[package])(data.train.images[order], generator)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    torch.testing.assert_close(images, (changed / 255 - mean) / std)
+    test = (data.test.images[:16] / 255 - mean) / std
+    torch.testing.assert_close(next(iter(data.test))[0], test)
+    assert package != "albumentations" or "HorizontalFlip" in data.train.describe()["transform"]
+
+
+def test_misuse_is_refused():
+    with pytest.raises(TypeError, match=r"a recipe is a name, an albumentations\.Compose or a torchvision"):
+        load_data("shapes", recipe=5)
+    normalizing = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
+    with pytest.raises(ValueError, match=r"returned torch\.float32 \(3, 32, 32\) for a uint8 image; leave its normal"):
+        PerImage(normalizing)(IMAGES)
+
+    class Shrinking(torch.nn.Module):
+        def forward(self, image):
+            side = 8 + int(torch.randint(20, ()))
+            return image[:, :side, :side]
+
+    with pytest.raises(ValueError, match=r"returned images of several sizes, \[\(3, .*let it return one"):
+        PerImage(Shrinking())(IMAGES)

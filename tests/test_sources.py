@@ -1,0 +1,178 @@
+"""Each dataset in its own on-disk format, read to the pixel."""
+
+import gzip
+import pickle
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eva_utils.utils.data import load_data
+from eva_utils.utils.tiny_imagenet import read_tiny_imagenet
+
+
+def write_idx(path, values):
+    """MNIST's own format: two zeros, the type (8 is uint8), the number of axes, their lengths, the values."""
+    path.write_bytes(struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes())
+
+
+def make_mnist(root, name="MNIST"):
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    rng, made = np.random.default_rng(0), {}
+    for part, count in (("train", 30), ("t10k", 20)):
+        made[part] = rng.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        write_idx(folder / f"{part}-images-idx3-ubyte", made[part][0])
+        write_idx(folder / f"{part}-labels-idx1-ubyte", made[part][1])
+    return folder, made
+
+
+@pytest.mark.parametrize("source, name", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_mnist_becomes_three_equal_channels(source, name, tmp_path):
+    _, made = make_mnist(tmp_path, name)
+    data = load_data(source, root=tmp_path, batch_size=8)
+    for loader, part in ((data.train, "train"), (data.test, "t10k")):
+        images, labels = made[part]
+        assert torch.equal(loader.images, torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1))
+        assert loader.labels.tolist() == labels.tolist() and loader.labels.dtype == torch.int64
+    pixels = made["train"][0] / 255
+    np.testing.assert_allclose((data.mean, data.std), [[pixels.mean()] * 3, [pixels.std()] * 3], rtol=1e-12)
+    assert len(data.classes) == 10 and data.source == name
+    assert next(iter(data.train))[0].shape == (8, 3, 28, 28)
+
+
+def test_grey_images_are_resized_as_torchvision_does(tmp_path):
+    from torchvision.transforms.v2.functional import resize
+
+    _, made = make_mnist(tmp_path)
+    data = load_data("mnist", root=tmp_path, size=32)
+    expected = resize(torch.from_numpy(made["t10k"][0])[:, None], [32, 32], antialias=True)
+    assert torch.equal(data.test.images, expected.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("harm", ["cut", "labels"])
+def test_damaged_mnist_is_refused(harm, tmp_path):
+    folder, _ = make_mnist(tmp_path)
+    if harm == "cut":
+        images = folder / "train-images-idx3-ubyte"
+        images.write_bytes(images.read_bytes()[:-100])
+    else:
+        write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(19, np.uint8))
+    with pytest.raises(ValueError, match=r"MNIST.raw is incomplete or damaged; remove it to download it again"):
+        load_data("mnist", root=tmp_path)
+
+
+def test_absent_mnist_says_what_else_to_use(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    def offline(self):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(MNIST, "download", offline)
+    with pytest.raises(RuntimeError, match=r"MNIST is not in .* \(network is unreachable\); use 'shapes'"):
+        load_data("mnist", root=tmp_path)
+
+
+def test_cifar100_has_its_fine_classes(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng, labels = np.random.default_rng(0), list(range(100))
+    content = {"data": rng.integers(0, 256, (100, 3072), np.uint8), "fine_labels": labels, "coarse_labels": [0] * 100}
+    for part in ("train", "test"):
+        (folder / part).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"fine {n}" for n in labels]}))
+    monkeypatch.setattr(CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    data = load_data("cifar100", root=tmp_path)
+    assert data.classes[7] == "fine 7" and data.test.labels.tolist() == labels and data.source == "CIFAR-100"
+    assert torch.equal(data.test.images.flatten(1), torch.from_numpy(content["data"]))
+
+
+def test_a_damaged_cifar100_archive_is_refused(tmp_path):
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(gzip.compress(b"another"))
+    with pytest.raises(ValueError, match=r"cifar-100-python\.tar\.gz is damaged or holds another dataset"):
+        load_data("cifar100", root=tmp_path)
+
+
+NUMBERS = ["n01443537", "n01629819", "n02113023"]
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path):
+    """Three classes of four training and two validation images, as tiny-imagenet-200.zip unpacks."""
+    folder = tmp_path / "tiny-imagenet-200"
+    rng = np.random.default_rng(0)
+
+    def write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (64, 64, 3), np.uint8))
+
+    annotations = []
+    for place, number in enumerate(NUMBERS):
+        names = [f"{number}_{n}.JPEG" for n in range(4)]
+        for name in names:
+            write(folder / "train" / number / "images" / name)
+        boxes = "".join(f"{name}\t0\t0\t63\t63\n" for name in names)
+        (folder / "train" / number / f"{number}_boxes.txt").write_text(boxes)
+        annotations += [f"val_{2 * n + place % 2 * 7}.JPEG\t{number}\t0\t0\t63\t63\n" for n in (place, place + 3)]
+    for line in annotations:
+        write(folder / "val" / "images" / line.split("\t")[0])
+    (folder / "val" / "val_annotations.txt").write_text("".join(annotations))
+    write(folder / "test" / "images" / "test_0.JPEG")
+    (folder / "wnids.txt").write_text("\n".join(reversed(NUMBERS)))
+    words = {NUMBERS[0]: "goldfish, Carassius auratus", NUMBERS[1]: "crane", NUMBERS[2]: "crane, bird", "n0": "entity"}
+    (folder / "words.txt").write_text("".join(f"{number}\t{text}\n" for number, text in words.items()))
+    return folder
+
+
+def test_tiny_imagenet_is_read_as_it_unpacks(tiny_imagenet):
+    data = load_data(tiny_imagenet, batch_size=5)
+    assert data.classes == ["goldfish", "crane n01629819", "crane n02113023"]
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    lines = (tiny_imagenet / "val" / "val_annotations.txt").read_text().splitlines()
+    for image, label, line in zip(data.test.images, data.test.labels, lines, strict=True):
+        name, number = line.split("\t")[:2]
+        pixels = cv2.imread(str(tiny_imagenet / "val" / "images" / name))[..., ::-1].transpose(2, 0, 1)
+        assert (image.numpy().astype(int) - pixels).__abs__().max() <= 2  # two decoders of JPEG
+        assert NUMBERS[label] == number
+    assert data.source == "tiny-imagenet-200, JPEG-coded image files"
+
+
+@pytest.mark.parametrize(
+    "missing", ["wnids.txt", "words.txt", "val/val_annotations.txt", f"train/{NUMBERS[1]}/{NUMBERS[1]}_boxes.txt"]
+)
+def test_half_unpacked_tiny_imagenet_names_what_is_missing(missing, tiny_imagenet):
+    (tiny_imagenet / missing).unlink()
+    with pytest.raises(ValueError, match=rf"is half unpacked: {missing} missing; unpack tiny-imagenet-200\.zip again"):
+        load_data(tiny_imagenet)
+
+
+def test_missing_images_of_tiny_imagenet_are_counted(tiny_imagenet):
+    for name in (f"{NUMBERS[1]}_1.JPEG", f"{NUMBERS[1]}_3.JPEG"):
+        (tiny_imagenet / "train" / NUMBERS[1] / "images" / name).unlink()
+    with pytest.raises(ValueError, match=rf"{NUMBERS[1]}_1\.JPEG and 1 more images missing; unpack"):
+        read_tiny_imagenet(tiny_imagenet)
+
+
+def test_the_courses_split_of_seventy_to_thirty(tiny_imagenet):
+    own = load_data(tiny_imagenet)
+    data, again, other = (load_data(tiny_imagenet, test_share=0.3, seed=seed) for seed in (1, 1, 2))
+    assert (len(data.train.labels), len(data.test.labels)) == (13, 5)
+
+    def pairs(loader):
+        return {
+            (image.numpy().tobytes(), int(label)) for image, label in zip(loader.images, loader.labels, strict=True)
+        }
+
+    assert not pairs(data.train) & pairs(data.test)
+    assert pairs(data.train) | pairs(data.test) == pairs(own.train) | pairs(own.test)
+    assert pairs(data.test) == pairs(again.test) != pairs(other.test)
+    counts = data.test.labels.bincount(minlength=3)
+    assert counts.min() >= 1 and counts.max() <= 2  # of six images each
+    with pytest.raises(ValueError, match="test_share is a number above 0 and below 1, not 1"):
+        load_data(tiny_imagenet, test_share=1)
