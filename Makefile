@@ -16,7 +16,7 @@ test: .venv/installed-test ## Check style and types, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy eva_utils
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 bench: .venv/installed-bench ## Measure against rivals and write benchmarks/results.md (half an hour; leave the machine alone)
 	$(BIN)/python benchmarks/fit_speed.py

@@ -31,6 +31,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",  # runs the tests
+            "pytest-xdist>=3.5",  # on two cores
             "ruff>=0.6",  # lint and format
             "mypy>=1.10",  # types
             "setuptools>=64",  # the tests install a clone without the network

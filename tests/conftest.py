@@ -1,7 +1,11 @@
+import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the runs they start
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import numpy as np

@@ -72,6 +72,22 @@ def test_plateau_is_replayed_from_the_record(data):
     assert finding.verdict == "pass" and finding.found.startswith("0.1, cut from epoch 6, 11 on; replayed")
 
 
+@pytest.mark.parametrize(
+    ("rates", "verdict", "found"),
+    [
+        ([0.1, 0.4, 0.3, 0.1], "pass", "0.1 at first, 0.4 after epoch 2, 0.1 at last"),
+        ([0.1, 0.3, 0.4, 0.1], "FAIL", "0.1 at first, 0.4 after epoch 3, 0.1 at last"),
+        ([0.1, 0.4, 0.3, 1e-5], "FAIL", "0.1 at first, 0.4 after epoch 2, 1e-05 at last"),
+    ],
+)
+def test_a_one_cycle_peaks_where_it_should_and_is_not_annihilated(rates, verdict, found, data):
+    history = record(data, small(), losses=LOSSES[:4])
+    for row, rate in zip(history.rows, rates, strict=True):
+        row["lr"] = rate
+    finding = check(history, small(), data, peak_epoch=2)
+    assert (finding.rule, finding.verdict, finding.found) == ("one cycle", verdict, found)
+
+
 def test_a_rate_changed_by_hand_is_found(data):
     history = record(data, small())
     history.rows[3]["lr"] = 0.07
@@ -406,8 +422,8 @@ def test_nothing_is_left_changed(data):
 
 
 def test_a_misspelt_brief_is_told_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown brief 'eva6_s9': choose one of .*; did you mean 'eva6_s8'"):
-        find_brief("eva6_s9")
+    with pytest.raises(ValueError, match=r"unknown brief 'eva7_s8': choose one of .*; did you mean 'eva6_s8'"):
+        find_brief("eva7_s8")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import sys
 import pytest
 from conftest import ROOT
 
+from eva_utils.models import list_models
 from eva_utils.utils.history import History
+from eva_utils.utils.sources import SOURCES
+from eva_utils.utils.transforms import RECIPES
 
 
 def run(*arguments, code=0):
@@ -75,9 +78,8 @@ def test_help_lists_titled_groups_with_defaults():
     printed = run("--help")
     for title in ("data:", "model:", "training:", "machine:", "run:"):
         assert f"\n{title}\n" in printed
-    assert "(default: 128)" in printed and "images: none, eva6_s8, eva8_s7, speedrun (default: none)" in " ".join(
-        printed.split()
-    )
+    recipes = f"images: {', '.join(RECIPES)} (default: none)"
+    assert "(default: 128)" in printed and recipes in " ".join(printed.split())
 
 
 def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
@@ -106,8 +108,8 @@ def test_ctrl_c_ends_a_run_with_its_own_status(tmp_path):
 
 WRONG = [
     (
-        ["--assignment", "eva6"],
-        "unknown brief 'eva6': choose one of eva6_s8, eva8_s7, speedrun; did you mean 'eva6_s8'?",
+        ["--assignment", "eva6_s"],
+        "unknown brief 'eva6_s': choose one of eva6_s8, eva8_s7, eva6_s9, eva8_s10, speedrun; did you mean 'eva6_s",
     ),
     (["--scheduler", "onecycle"], "unknown scheduler 'onecycle': choose one of plateau, one_cycle; did you mean"),
     (["--peak-epoch", "12", "--scheduler", "one_cycle"], "peak_epoch is a number above 0 and below 10, not 12.0"),
@@ -122,14 +124,17 @@ WRONG = [
     (["--epochs", "0"], "epochs is a whole number from 1 up, not 0"),
     (
         ["--model", "resnet81"],
-        "unknown model 'resnet81': choose one of resnet18, resnet34, small_resnet, speed_resnet; did",
+        f"unknown model 'resnet81': choose one of {', '.join(list_models())}; did you mean 'resnet18'?",
     ),
     (["--norm", "layr"], "unknown norm 'layr': choose one of batch, layer, channel, group; did you mean 'layer'?"),
-    (["--recipe", "eva6"], "unknown recipe 'eva6': choose one of none, eva6_s8, eva8_s7, speedrun; did"),
+    (["--recipe", "eva6"], f"unknown recipe 'eva6': choose one of {', '.join(RECIPES)}; did you mean 'eva6_s"),
+    (["--test-share", "1"], "test_share is a number above 0 and below 1, not 1.0"),
+    (["--lr-min", "1", "--scheduler", "one_cycle"], "lr_min is a number above 0 and below 0.01, not 1.0"),
+    (["--model", "vit", "--norm", "batch"], "a vision transformer has LayerNorm only, not norm='batch'"),
     (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw; did you mean 'adam'?"),
     (
         ["--data", "shape"],
-        "unknown data source (and no such folder) 'shape': choose one of shapes, cifar10; did you mean",
+        f"unknown data source (and no such folder) 'shape': choose one of {', '.join(SOURCES)}; did you mean 'shapes'?",
     ),
     (["--last-stride", "3", "--model", "resnet18"], "last_stride is 1 or 2, not 3"),
     (["--lr", "0"], "lr is a number above 0, not 0.0"),

@@ -12,6 +12,18 @@ from eva_utils.utils.checkpoint import load_verified
 from eva_utils.utils.history import History
 from eva_utils.utils.seal import is_sealed
 
+# One cycle peaks after epoch 5, and the finder wants 16 batches.
+SMALLER = {"eva6_s9": {"epochs": 6, "batch_size": 3, "limit": 48}, "eva8_s10": {"epochs": 6}}
+KEPT = {
+    "eva6_s8": ["normalization", "learning rate", "training transforms"],
+    "eva6_s9": ["learning rate", "one cycle", "training transforms"],
+    "eva8_s7": ["notebook", "Grad-CAM maps", "training transforms"],
+    "eva8_s10": ["normalization", "Grad-CAM maps", "misclassified images"],
+}
+CHOOSING_A_RATE = {
+    f"eva.{name}"
+    for name in ("param_groups", "lr_find", "plot_lr_find", "one_cycle", "plot_schedule", "learning_rates")
+}
 NOTEBOOKS = sorted((ROOT / "assignment").glob("*/*.ipynb"))
 
 
@@ -27,7 +39,8 @@ def test_about_ten_calls_and_no_definition(path):
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in tree)
     calls = [ast.unparse(node.func) for node in tree if isinstance(node, ast.Call)]
     own = [name for name in calls if name.startswith("eva.")]
-    assert 8 <= len(own) <= 12 and {"eva.fit", "eva.plot_gradcam", "eva.write_report"} < set(own)
+    assert 8 <= len(set(own) - CHOOSING_A_RATE) <= 12
+    assert {"eva.fit", "eva.plot_gradcam", "eva.write_report"} < set(own)
     assert code[0].startswith("![ -d eva_utils ] || git clone --quiet https://github.com/")
     (parameters,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     assert f"epochs = {BRIEFS[path.stem].epochs}\n" in "".join(parameters["source"])
@@ -49,24 +62,22 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     executed = papermill.execute_notebook(
         str(clone / "eva_utils" / "assignment" / name / f"{name}.ipynb"),
         None,
-        parameters={"source": "shapes", "limit": 60, "epochs": 1, "run": str(folder)},
+        parameters={"source": "shapes", "limit": 60, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
         cwd=str(clone),
         kernel_name="python3",
         progress_bar=False,
     )
+    epochs = SMALLER.get(name, {}).get("epochs", 1)
     shown = json.dumps(executed.cells[-1]["outputs"])
     assert "README.md is written" in shown and "FAIL         epochs" in shown
     log = json.dumps(executed)
-    assert "Batch_id=0 LR=0.01000" in log and "100%|" in log
+    assert f"EPOCH: {epochs}" in log and "Batch_id=0 LR=0." in log and "100%|" in log
     text = (folder / "README.md").read_text(encoding="utf-8")
     required = {"epochs": BRIEFS[name].epochs, "classes": ", ".join(BRIEFS[name].classes)}
-    assert f"| epochs | {required['epochs']} | 1 | **FAIL** |" in text
+    assert f"| epochs | {required['epochs']} | {epochs} | **FAIL** |" in text
     assert f"| classes | {required['classes']} | circle" in text
     verdicts = {cell[0]: cell[-1] for cell in (line.strip("| ").split(" | ") for line in text.splitlines()) if cell}
-    if name == "eva6_s8":
-        assert verdicts["normalization"] == verdicts["learning rate"] == verdicts["training transforms"] == "pass"
-    else:
-        assert verdicts["notebook"] == verdicts["Grad-CAM maps"] == verdicts["training transforms"] == "pass"
+    assert {verdicts[rule] for rule in KEPT[name]} == {"pass"}
     assert len(list((folder / "figures").iterdir())) == 6
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eva_utils.utils.optim import MovingAverage, Warmup, make_optimizer, one_cycle, param_groups
+from eva_utils.utils.optim import MovingAverage, Warmup, learning_rates, make_optimizer, one_cycle, param_groups
 
 
 def test_norms_and_biases_do_not_decay():
@@ -54,6 +54,47 @@ def test_one_cycle_misuse_is_refused(wrong, message, tiny_net):
     arguments = {"epochs": 6, "steps_per_epoch": 10, "lr_max": 0.4, "lr_min": 0.1, **wrong}
     with pytest.raises(ValueError, match=message):
         one_cycle(torch.optim.SGD(tiny_net.parameters(), lr=1.0), **arguments)
+
+
+SCHEDULES = {
+    "one cycle": lambda optimizer: one_cycle(optimizer, 6, 10, 0.4, 0.1, peak_epoch=2),
+    "triangle": lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.5, step_size_up=4),
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7),
+    "steps": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("before", [0, 5])
+def test_the_rates_to_come_are_those_that_then_come(name, before):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    scheduler = SCHEDULES[name](optimizer)
+    for _ in range(before):
+        optimizer.step()
+        scheduler.step()
+    options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    announced = learning_rates(scheduler, 20)
+    assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == options
+    came = []
+    for _ in range(20):
+        came.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert announced == pytest.approx(came, rel=1e-12) and len(set(came)) > 3
+
+
+def test_the_triangle_is_one_by_hand():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    rates = learning_rates(SCHEDULES["triangle"](optimizer), 10)
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.4, 0.3, 0.2, 0.1, 0.2])
+
+
+def test_rates_that_cannot_be_known_are_refused():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    with pytest.raises(TypeError, match="ReduceLROnPlateau follows the losses of a run"):
+        learning_rates(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), 5)
+    with pytest.raises(ValueError, match="OneCycleLR has 60 of its 60 steps left and the run takes 61"):
+        learning_rates(SCHEDULES["one cycle"](optimizer), 61)
 
 
 def test_the_moving_average_copies_whole_numbers():

@@ -29,7 +29,10 @@ def test_batches_come_from_the_generator_alone(package):
     first, again, other = (step(IMAGES, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first.dtype == torch.uint8 and first.shape == IMAGES.shape
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert len({tuple(image.flatten().tolist()) for image in step(IMAGES[:1].expand(6, -1, -1, -1), torch.Generator())}) == 6
+    assert (
+        len({tuple(image.flatten().tolist()) for image in step(IMAGES[:1].expand(6, -1, -1, -1), torch.Generator())})
+        == 6
+    )
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]
 

@@ -72,6 +72,15 @@ def test_a_schedule_by_step_and_by_epoch():
     assert {"a", "b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
 
 
+def test_the_finders_curve_marks_its_suggestion():
+    rates, losses = [10.0**n for n in range(-5, 1)], [2.0, 2.0, 1.5, 1.0, 1.2, 90.0]
+    (axis,) = plotting.plot_lr_find((rates, losses, 1e-3)).axes
+    assert axis.lines[0].get_xdata().tolist() == rates and axis.lines[0].get_ydata().tolist() == losses
+    assert axis.get_xscale() == "log" and axis.lines[1].get_xdata() == [1e-3, 1e-3]
+    assert "steepest slope: 1.0e-03" in labels(axis)
+    assert axis.get_ylim()[0] < 1.0 and 2.0 < axis.get_ylim()[1] < 3.0  # the divergence does not flatten the rest
+
+
 @pytest.fixture(scope="module")
 def data():
     return load_data("shapes", limit=40, recipe="eva6_s8")
