@@ -52,10 +52,9 @@ class Faulty(nn.Module):
 
 def main(out, *given):
     options = dict(pair.split("=") for pair in given)
-    norm = nn.BatchNorm2d(6) if options.pop("norm", "") == "batch" else nn.GroupNorm(1, 6)
     with processes.process_group():
         seed_everything(1 + processes.rank())  # the first process's weights go to all
-        net = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+        net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(1, 6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
         model = Faulty(net, options.pop("fault", None))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
