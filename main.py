@@ -44,8 +44,11 @@ class Parser(argparse.ArgumentParser):
             except ValueError as error:
                 self.error(str(error))
             self.set_defaults(**options)
-            if self.parse_known_args(args)[0].model != options["model"]:
+            given = self.parse_known_args(args)[0]
+            if given.model != options["model"]:
                 self.set_defaults(last_stride=None)
+            if given.lr != options["lr"]:
+                self.set_defaults(lr_min=None)
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
@@ -124,17 +127,20 @@ def load(args: argparse.Namespace) -> Data:
     )  # fmt: skip
 
 
-def build(chosen: dict, classes: int):
-    """Build the model that the options ask for; those left out are the model's own."""
+def build(chosen: dict, classes: int, side: int | None = None):
+    """Build the model that the options ask for, for images of this side; those left out are the model's own."""
     options = {"last_stride": chosen["last_stride"], "standardize": chosen.get("standardize") or None}
+    if chosen["model"] == "vit":  # the only one built for one size of image
+        options["size"] = side
     options = {name: value for name, value in options.items() if value is not None}
     return eva.create_model(chosen["model"], num_classes=classes, norm=chosen["norm"], **options)
 
 
-def make_parts(args: argparse.Namespace, classes: int = 10, batches: int = 1):
-    """Return model, optimizer, scheduler and criterion, or refuse a wrong name or number."""
+def make_parts(args: argparse.Namespace, data: Data | None = None):
+    """Return model, optimizer, scheduler and criterion for the data, or refuse a wrong name or number before it."""
     eva.seed_everything(args.seed)
-    model = build(vars(args), classes)
+    batches = len(data.train) if data else 1
+    model = build(vars(args), len(data.classes), image_side(data)) if data else build(vars(args), 10)
     place = pick_device(args.device)
     optimizer = make_optimizer(
         args.optimizer,
@@ -183,7 +189,7 @@ def run(args: argparse.Namespace) -> tuple[nn.Module, Data, eva.History]:
     before = max((int(path.stem[6:]) for path in args.out.glob("epoch-[0-9]*.pt")), default=0)
     with processes.first_before_others():  # it alone downloads what is missing
         data = load(args)
-    model, optimizer, scheduler, criterion = make_parts(args, len(data.classes), len(data.train))
+    model, optimizer, scheduler, criterion = make_parts(args, data)
     if processes.rank() == 0:
         print(eva.summary(model, tuple(data.train.images[0].shape)))
         with locked(args.out):
@@ -225,6 +231,10 @@ def report(args: argparse.Namespace, model: nn.Module, data: Data) -> None:
     )
 
 
+def image_side(data: Data) -> int:
+    return data.test.images[0].shape[-1]
+
+
 def check_out(out: Path, resume: bool) -> None:
     """Refuse a folder of other files, so that a run never mixes with them."""
     check_folder(out, "auto" if resume else False)
@@ -237,7 +247,7 @@ def check_out(out: Path, resume: bool) -> None:
 def preflight(args: argparse.Namespace) -> int:
     make_parts(args)
     data = load(args)
-    model, *_ = make_parts(args, len(data.classes), len(data.train))
+    model, *_ = make_parts(args, data)
     report = eva.preflight(model, data)
     print(report)
     return 0 if report.passed else 1
@@ -278,14 +288,20 @@ def evaluate(args: argparse.Namespace) -> int:
         note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.exists() else None
         options = note["options"] if note else vars(args)
         args.size = args.size or options["size"]
-        if args.test_share is None and options.get("test_share") is not None:
-            args.test_share, args.seed = options["test_share"], options["seed"]
         classes, mean, std = (note[key] for key in ("classes", "mean", "std")) if note else (None, None, None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{args.evaluate} holds no finished epoch of a run ({type(error).__name__}: {error}); "
             "give the folder that was its --out"
         ) from None
+    if note:
+        share = options.get("test_share")
+        if args.test_share not in (None, share):
+            raise ValueError(
+                f"--test-share {args.test_share} would test on images that the run was trained on; its own is {share}: "
+                "leave the option out"
+            )
+        args.test_share, args.seed = share, options["seed"]
     data = load(args)
     if classes and data.classes != classes:
         raise ValueError(
@@ -296,7 +312,7 @@ def evaluate(args: argparse.Namespace) -> int:
         data.test.transform = test_transform(mean, std)
     if args.precision == "auto" and precision != "float16":
         args.precision = precision
-    model = build(options, len(data.classes))
+    model = build(options, len(data.classes), image_side(data))
     recorded_on = history.settings["test_loader"].get("fingerprint")
     where = "of the same images" if recorded_on == data.test.fingerprint else "of other images than these"
     for which, row in (("best", best), ("last", last)):

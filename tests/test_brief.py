@@ -88,6 +88,15 @@ def test_a_one_cycle_peaks_where_it_should_and_is_not_annihilated(rates, verdict
     assert (finding.rule, finding.verdict, finding.found) == ("one cycle", verdict, found)
 
 
+def test_another_network_and_another_split_are_found(data):
+    finding = only(audit(Brief("title", "objective", model="ViT"), record(data, small()), small(), data))
+    assert (finding.rule, finding.found, finding.verdict) == ("network", "Sequential", "FAIL")
+    again = load_data("shapes", test_share=1 / 6, limit=70)
+    finding = check(record(again, small()), small(), again, images=(70, 70))
+    assert (finding.found, finding.verdict) == ("70, 70, split anew", "FAIL")
+    assert check(record(data, small()), small(), data, images=(70, 70)).verdict == "pass"
+
+
 def test_a_rate_changed_by_hand_is_found(data):
     history = record(data, small())
     history.rows[3]["lr"] = 0.07

@@ -232,6 +232,16 @@ def test_a_one_cycle_schedule_that_is_used_up_is_refused(tiny_net):
         fit(tiny_net, [(IMAGES, LABELS)], **options)
 
 
+def test_a_one_cycle_schedule_that_would_not_end_is_refused(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+    with pytest.raises(
+        ValueError, match="has 9 steps left and the run takes 4, so the rate would not come down; build"
+    ):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer, scheduler=scheduler, epochs=4)
+    assert scheduler.last_epoch == 0 and not optimizer.state
+
+
 def test_names_and_classes_in_place_of_objects_are_refused(tiny_net):
     with pytest.raises(TypeError, match=r"optimizer is a torch optimizer such as SGD.*, not 'adam'"):
         fit(tiny_net, [(IMAGES, LABELS)], optimizer="adam")

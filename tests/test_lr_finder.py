@@ -129,6 +129,57 @@ def test_misuse_is_refused(options, message):
         lr_find(model, loader, optimizer, **options, **QUIET)
 
 
+def broken(kind):
+    def criterion(logits, labels):
+        if kind == "raises":
+            raise ArithmeticError("broken on purpose")
+        return logits.sum() * math.nan
+
+    return criterion
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [("raises", ArithmeticError, "on purpose"), ("nan", ValueError, "the loss is not finite at first; lower start")],
+)
+def test_a_loss_that_fails_at_once_leaves_no_trace(kind, error, message):
+    model, loader, optimizer = parts()
+    model.register_buffer("seen", torch.zeros(1), persistent=False)
+    model.register_forward_hook(lambda module, inputs, output: model.seen.add_(1) and None)
+    before, rate = copy.deepcopy(model.state_dict()), optimizer.param_groups[0]["lr"]
+    with pytest.raises(error, match=message):
+        lr_find(model, loader, optimizer, broken(kind), **QUIET)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.seen == 0 and optimizer.param_groups[0]["lr"] == rate and not optimizer.state
+
+
+def test_what_fit_refuses_is_refused():
+    model, loader, optimizer = parts()
+    other = torch.optim.SGD(TinyNet().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the optimizer holds no parameter of this model"):
+        lr_find(model, loader, other, **QUIET)
+    with pytest.raises(TypeError, match="criterion is a loss such as"):
+        lr_find(model, loader, optimizer, nn.CrossEntropyLoss, **QUIET)
+    with pytest.raises(TypeError, match="train_loader has no length"):
+        lr_find(model, (batch for batch in loader), optimizer, **QUIET)
+    with pytest.raises(ValueError, match="the loader yields nothing the second time; pass a loader that can be"):
+        lr_find(model, iter(loader), optimizer, **QUIET)  # has a length, and ends for good
+    few = TinyNet(2)
+    with pytest.raises(ValueError, match="batch 0 has labels from 0 to 3 and the model 2 classes"):
+        lr_find(few, loader, torch.optim.SGD(few.parameters(), lr=0.1), **QUIET)
+
+
+def test_every_group_gets_the_rate_and_its_own_back():
+    model, loader, _ = parts()
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.1 * n} for n, p in enumerate(model.parameters(), 1)], lr=1.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append({group["lr"] for group in optimizer.param_groups}))
+    curve = lr_find(model, loader, optimizer, steps=20, end=0.1, **QUIET)
+    assert seen == [{rate} for rate in curve.rates]
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+
+
 def test_a_loader_too_short_is_refused():
     model, loader, optimizer = parts(batch_size=22)
     with pytest.raises(ValueError, match="the loader has 4 batches and the test wants 16; make the batches smaller"):

@@ -81,7 +81,10 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     assert len(list((folder / "figures").iterdir())) == 6
 
 
-@pytest.mark.parametrize("name", BRIEFS)
+REPORTED = [path.parent.name for path in sorted((ROOT / "assignment").glob("*/README.md"))]
+
+
+@pytest.mark.parametrize("name", REPORTED)
 def test_the_report_that_stands_here_is_the_runs_own(name):
     folder = ROOT / "assignment" / name
     history = History.from_json((folder / "history.json").read_text(encoding="utf-8"))

@@ -89,12 +89,26 @@ def test_the_triangle_is_one_by_hand():
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.4, 0.3, 0.2, 0.1, 0.2])
 
 
+def test_schedules_are_put_back_after_an_error_and_with_tensors_for_rates():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    listed = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: [1, 0.5, 0.1][step])
+    with pytest.raises(IndexError):
+        learning_rates(listed, 4)
+    assert optimizer.param_groups[0]["lr"] == 1.0 and listed.last_epoch == 0
+    rate = torch.tensor(1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    assert learning_rates(scheduler, 4) == [1.0, 0.5, 0.25, 0.125]
+    assert optimizer.param_groups[0]["lr"] is rate and float(rate) == 1.0
+
+
 def test_rates_that_cannot_be_known_are_refused():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
     with pytest.raises(TypeError, match="ReduceLROnPlateau follows the losses of a run"):
         learning_rates(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), 5)
-    with pytest.raises(ValueError, match="OneCycleLR has 60 of its 60 steps left and the run takes 61"):
-        learning_rates(SCHEDULES["one cycle"](optimizer), 61)
+    with pytest.raises(ValueError, match=r"Tried to step 61 times\. The specified number of total steps is 60"):
+        learning_rates(SCHEDULES["one cycle"](optimizer), 62)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
 def test_the_moving_average_copies_whole_numbers():

@@ -78,6 +78,8 @@ def test_the_finders_curve_marks_its_suggestion():
     assert axis.lines[0].get_xdata().tolist() == rates and axis.lines[0].get_ydata().tolist() == losses
     assert axis.get_xscale() == "log" and axis.lines[1].get_xdata() == [1e-3, 1e-3]
     assert "steepest slope: 1.0e-03" in labels(axis)
+    (rising,) = plotting.plot_lr_find(([1e-3, 1e-2, 1e-1], [2.3, 4.0, 11.0], 1e-2)).axes
+    assert rising.get_ylim()[0] < 2.3 and rising.get_ylim()[1] > 4.0
     assert axis.get_ylim()[0] < 1.0 and 2.0 < axis.get_ylim()[1] < 3.0  # the divergence does not flatten the rest
 
 

@@ -64,6 +64,36 @@ def test_damaged_mnist_is_refused(harm, tmp_path):
         load_data("mnist", root=tmp_path)
 
 
+def test_a_download_that_broke_off_is_made_again(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    folder, _ = make_mnist(tmp_path)
+    missing = folder / "t10k-labels-idx1-ubyte"
+    content = missing.read_bytes()
+    missing.unlink()
+    monkeypatch.setattr(MNIST, "download", lambda self: missing.write_bytes(content))
+    assert len(load_data("mnist", root=tmp_path).test.labels) == 20
+
+
+def test_a_set_split_anew_or_resized_says_so_and_has_statistics_of_its_own():
+    data = load_data("shapes", size=16, test_share=0.25, limit=40, batch_size=40)
+    assert data.source == "shapes, drawn, resized to 16x16, split anew with 25% for testing" and data.test_share == 0.25
+    assert data.train.images.shape == (40, 3, 16, 16)
+    pixels = data.train.images.double() / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    whole = load_data("shapes", test_share=0.25)
+    assert (len(whole.train.labels), len(whole.test.labels)) == (9000, 3000)
+    assert whole.test.labels.bincount().tolist() == [300] * 10
+
+
+def test_images_that_become_too_large_are_refused(monkeypatch):
+    from eva_utils.utils import data as module
+
+    monkeypatch.setattr(module, "memory_bytes", lambda device: 10_000_000)
+    with pytest.raises(ValueError, match="size=224 makes more of the images than half of the memory holds; make it or"):
+        load_data("shapes", size=224)
+
+
 def test_absent_mnist_says_what_else_to_use(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
@@ -150,6 +180,18 @@ def test_half_unpacked_tiny_imagenet_names_what_is_missing(missing, tiny_imagene
     (tiny_imagenet / missing).unlink()
     with pytest.raises(ValueError, match=rf"is half unpacked: {missing} missing; unpack tiny-imagenet-200\.zip again"):
         load_data(tiny_imagenet)
+
+
+def test_a_damaged_list_of_tiny_imagenet_names_file_and_line(tiny_imagenet):
+    with (tiny_imagenet / "val" / "val_annotations.txt").open("a") as file:
+        file.write("val_99.JPEG\n")
+    with pytest.raises(ValueError, match=r"val_annotations\.txt: no class of wnids\.txt is named in 'val_99\.JPEG'"):
+        load_data(tiny_imagenet)
+
+
+def test_a_rearranged_tiny_imagenet_is_a_folder_like_any(image_folder):
+    (image_folder / "wnids.txt").write_text("cat\ndog\n")
+    assert load_data(image_folder).classes == ["cat", "dog"]
 
 
 def test_missing_images_of_tiny_imagenet_are_counted(tiny_imagenet):

@@ -30,6 +30,7 @@ class Brief:
         scheduler: class name; "ReduceLROnPlateau" must have made every change of the rate after the warmup.
         peak_epoch: of a one-cycle schedule, the epoch that ends at its highest rate; annihilation is then forbidden.
         norm: "LayerNorm", "GroupNorm" or "BatchNorm": no other normalization may be in the model or run in it.
+        model: class name of the network.
         depth: convolutions and linear layers, without the 1x1 convolutions of shortcuts: 18 for a ResNet-18.
         transforms: of the training images, each as it prints, in order; Normalize goes without saying.
         misclassified: how many mistakes are to be shown, and explained by Grad-CAM of the same images.
@@ -51,6 +52,7 @@ class Brief:
     scheduler: str | None = None
     peak_epoch: int | None = None
     norm: str | None = None
+    model: str | None = None
     depth: int | None = None
     transforms: tuple[str, ...] | None = None
     misclassified: int | None = None
@@ -140,6 +142,8 @@ BRIEFS = {
         criterion="CrossEntropyLoss",
         scheduler="OneCycleLR",
         peak_epoch=5,
+        model="DavidNet",
+        depth=9,
         transforms=("RandomCrop(padding=4)", "RandomHorizontalFlip(p=0.5)", "Cutout(8, fill=0)"),
         misclassified=20,
     ),
@@ -155,6 +159,7 @@ BRIEFS = {
         classes=CIFAR10,
         images=(50_000, 10_000),
         epochs=24,
+        model="ViT",
         norm="LayerNorm",
         misclassified=10,
         least_map=5,
@@ -255,7 +260,9 @@ def _findings(
     if not rows:
         raise ValueError("no epoch has finished, so there is nothing to audit")
     trained, criterion = settings["train_loader"], settings["criterion"]
-    counts = (trained.get("images"), count_images(data.test))
+    counts: tuple = (trained.get("images"), count_images(data.test))
+    if None not in counts and getattr(data, "test_share", None) is not None:
+        counts = (*counts, "split anew")
     loss = {"cross_entropy": "CrossEntropyLoss"}.get(criterion["class"], criterion["class"])
     findings = [
         *equal("classes", brief.classes, tuple(data.classes)),
@@ -269,6 +276,7 @@ def _findings(
         findings.append(rules.learning_rate(brief.scheduler, settings, rows))
     if brief.peak_epoch is not None:
         findings.append(rules.one_cycle(brief.peak_epoch, settings, rows))
+    findings += equal("network", brief.model, settings["model"])
     if brief.depth is not None:
         findings.append(rules.depth(brief.depth, model))
     if brief.norm is not None:

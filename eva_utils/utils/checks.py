@@ -90,11 +90,19 @@ def check_fit(
 
 
 def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
-    """Raise ValueError if a one-cycle schedule has fewer steps left than the run takes."""
-    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps - scheduler.last_epoch < steps:
+    """Raise ValueError unless a one-cycle schedule has as many steps left as the run takes."""
+    if not isinstance(scheduler, OneCycleLR):
+        return
+    left = scheduler.total_steps - scheduler.last_epoch
+    if left < steps:
         raise ValueError(
-            f"OneCycleLR has {scheduler.total_steps - scheduler.last_epoch} of its {scheduler.total_steps} steps left "
-            f"and the run takes {steps}; build optimizer and scheduler anew before each run"
+            f"OneCycleLR has {left} of its {scheduler.total_steps} steps left and the run takes {steps}; build "
+            "optimizer and scheduler anew before each run"
+        )
+    if left > steps:
+        raise ValueError(
+            f"OneCycleLR has {left} steps left and the run takes {steps}, so the rate would not come down; build it "
+            f"with total_steps={steps}, epochs times len(train_loader)"
         )
 
 

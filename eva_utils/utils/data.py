@@ -25,7 +25,7 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 class Data:
     """The loaders of a dataset; `mean` and `std` are those it was normalized with, `validation` may be None.
 
-    `source` says in a few words what the images are, for a report.
+    `source` says in a few words what the images are, for a report; `test_share` is None for the dataset's own split.
     """
 
     train: Loader
@@ -35,6 +35,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = ""
+    test_share: float | None = None
 
 
 def load_data(
@@ -108,10 +109,16 @@ def load_data(
     if limit is not None:
         splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
-    fits = _uint8_bytes([images for images, _ in splits]) <= memory // 2
+    fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
+    if not fits and size is not None and isinstance(train[0], Tensor):
+        raise ValueError(
+            f"size={size} makes more of the images than half of the memory holds; make it or limit smaller"
+        )
+    splits = [(_resize(images, size), labels) for images, labels in splits]
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
-    known = (CIFAR10_MEAN, CIFAR10_STD) if source == "cifar10" and test_share is None else None
+    own = source == "cifar10" and test_share is None and size in (None, 32)
+    known = (CIFAR10_MEAN, CIFAR10_STD) if own else None
     mean, std = known or _statistics(splits[0][0], workers)
 
     def loader(split: Split, transform: Compose, shuffle: bool = False) -> Loader:
@@ -127,8 +134,15 @@ def load_data(
         classes=classes,
         mean=mean,
         std=std,
-        source=describe_source(source, train[0]),
+        source=describe_source(source, train[0]) + _describe_changes(size, test_share),
+        test_share=test_share,
     )
+
+
+def _describe_changes(size: int | None, test_share: float | None) -> str:
+    """Say what makes the images other than the dataset's own."""
+    resized = f", resized to {size}x{size}" if size is not None else ""
+    return resized + (f", split anew with {100 * test_share:.3g}% for testing" if test_share is not None else "")
 
 
 def _split_anew(train: Split, test: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -161,9 +175,21 @@ def _pick(split: Split, positions: Tensor) -> Split:
     return images.pick(positions) if isinstance(images, ImageFiles) else images[positions], labels[positions]
 
 
-def _uint8_bytes(parts: list[Tensor | ImageFiles]) -> int:
-    """Return what the images take as uint8; a folder's are taken to be as large as its first."""
-    return sum(len(part) * part[0].numel() for part in parts if len(part))
+def _uint8_bytes(parts: list[Tensor | ImageFiles], size: int | None) -> int:
+    """Return what the images take as uint8 at this size; a folder's are taken to be as large as its first."""
+    return sum(len(part) * (3 * size**2 if size else part[0].numel()) for part in parts if len(part))
+
+
+def _resize(images: Tensor | ImageFiles, size: int | None) -> Tensor | ImageFiles:
+    """Resize uint8 images (N, 3, H, W) to a side, bilinear with antialiasing; image files do it as they are read."""
+    if size is None or isinstance(images, ImageFiles) or images.shape[-2:] == (size, size):
+        return images
+    from torchvision.transforms.v2.functional import resize
+
+    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for into, part in zip(resized.split(1000), images.split(1000), strict=True):
+        into.copy_(resize(part, [size, size], antialias=True))
+    return resized
 
 
 def _decode(files: ImageFiles) -> Tensor:

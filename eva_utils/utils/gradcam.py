@@ -35,7 +35,7 @@ class GradCAM:
         layers: names as in `model.named_modules()`; None is the one the model declares as `cam_layer`, else the
             deepest with a map of at least 5x5.
         reshape: turns a layer's output into a map (N, C, h, w), as a transformer's tokens need; None is the
-            model's own method `cam_reshape`, if it has one.
+            model's own method `cam_reshape`, if it has one, for outputs (N, T, C).
 
     Raises:
         ValueError: a layer does not exist (the nearest is named), or the model cannot be differentiated.
@@ -54,7 +54,7 @@ class GradCAM:
             )
         if layers is None and reshape is None:
             layers = getattr(self.model, "cam_layer", None)
-        self.reshape = getattr(self.model, "cam_reshape", None) if reshape is None else reshape
+        self.reshape = reshape
         if isinstance(layers, nn.Module) or any(not isinstance(name, str) for name in layers or []):
             raise ValueError(
                 "layers are names as in model.named_modules(), such as ['layer3', 'layer4'], not the modules"
@@ -175,8 +175,14 @@ class GradCAM:
             maps[name] = (weights * activation).sum(dim=1).relu().float()
         return maps
 
+    def _shape(self, output: Tensor) -> Tensor:
+        own = getattr(self.model, "cam_reshape", None)
+        if self.reshape is None and own is not None and output.ndim == 3:
+            return own(output)
+        return output if self.reshape is None else self.reshape(output)
+
     def _as_map(self, output: Tensor, name: str) -> Tensor:
-        shaped = output if self.reshape is None else self.reshape(output)
+        shaped = self._shape(output)
         if shaped.ndim != 4:
             raise ValueError(
                 f"layer {name!r} gives {tuple(shaped.shape)} and not a map (N, C, h, w); choose a layer before it, or "
@@ -202,8 +208,8 @@ class GradCAM:
 
         def note(name: str):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                shaped = self.reshape(output) if self.reshape and isinstance(output, Tensor) else output
-                if isinstance(shaped, Tensor) and shaped.ndim == 4 and min(shaped.shape[2:]) >= LEAST_SIDE:
+                shaped = self._shape(output) if isinstance(output, Tensor) else None
+                if shaped is not None and shaped.ndim == 4 and min(shaped.shape[2:]) >= LEAST_SIDE:
                     found.append(name)
 
             return hook

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_real, check_whole, trainable_parameters
+from .checks import check_batch, check_fit, check_labels, check_logits, check_real, check_whole
 from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
 from .state import own_generators
 
@@ -57,19 +57,21 @@ def lr_find(
         device, precision: see `eva_utils.main.train`.
 
     Raises:
-        ValueError: a number is out of range, the loader is too short, or the loss diverged within 16 steps.
+        ValueError: a number is out of range, the loader is too short, the loss diverged within 16 steps, or what
+            `fit` refuses.
     """
+    check_fit(model, loader, loader, 1, optimizer, None, criterion)
     check_real("end", end, 0, open_low=True)
     check_real("start", start, 0, end, open_low=True)
     check_whole("steps", steps, 20)
     least = sum(SKIPPED) + 1
     if len(loader) < least:
         raise ValueError(f"the loader has {len(loader)} batches and the test wants {least}; make the batches smaller")
-    if not trainable_parameters(model):
-        raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
     place = pick_device(device)
     dtype = pick_precision(precision, place)
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+    if isinstance(criterion, nn.Module):
+        criterion = copy.deepcopy(criterion).to(place)
     scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     rates: list[float] = []
     losses: list[float] = []
@@ -82,6 +84,9 @@ def lr_find(
             optimizer.zero_grad()
             with autocast(place, dtype):
                 logits = model(move_images(images, place, dtype))
+            if step == 0:
+                check_logits(logits, images)
+            check_labels(labels, logits.shape[1], f"batch {step}")
             loss = criterion(logits.float(), labels.to(place))
             smooth = loss.item() if not losses else SMOOTHING * loss.item() + (1 - SMOOTHING) * losses[-1]
             if not math.isfinite(smooth):
@@ -94,7 +99,10 @@ def lr_find(
             scaler.step(optimizer)
             scaler.update()
     if len(losses) < least:
-        raise ValueError(f"the loss diverged after {len(losses)} steps, at a rate of {rates[-1]:.1e}; lower start")
+        where = (
+            f"diverged after {len(losses)} steps, at a rate of {rates[-1]:.1e}" if rates else "is not finite at first"
+        )
+        raise ValueError(f"the loss {where}; lower start, or see whether images and model are in order (eva.preflight)")
     inner = slice(SKIPPED[0], len(losses) - SKIPPED[1])
     steepest = int(np.argmin(np.gradient(losses[inner], np.log(rates[inner])))) if len(losses[inner]) > 1 else 0
     return RateCurve(rates, losses, rates[inner][steepest])
@@ -102,7 +110,11 @@ def lr_find(
 
 def _endless(loader: Any) -> Iterator[Any]:
     while True:
-        yield from loader
+        count = 0
+        for count, batch in enumerate(loader, start=1):
+            yield batch
+        if not count:
+            raise ValueError("the loader yields nothing the second time; pass a loader that can be iterated anew")
 
 
 @contextmanager
@@ -110,6 +122,7 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     """Put back weights, gradients, the optimizer's state and rates, and the loader's generators."""
     home = next(model.parameters()).device
     weights = copy.deepcopy(model.state_dict())
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}  # also those in no state_dict
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     state = copy.deepcopy(optimizer.state_dict())
     generators = [(part, part.get_state()) for part in own_generators(loader)]
@@ -118,8 +131,9 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     try:
         yield
     finally:
-        model.load_state_dict(weights)
-        model.to(home)
+        model.to(home).load_state_dict(weights)
+        for name, buffer in model.named_buffers():
+            buffer.data.copy_(buffers[name])
         optimizer.load_state_dict(state)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient

@@ -6,7 +6,7 @@ import warnings
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .checks import check_real, check_steps_left, check_whole
+from .checks import check_real, check_whole
 from .names import unknown_name
 from .runtime import unwrap
 
@@ -84,22 +84,23 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
         raise TypeError(
             "ReduceLROnPlateau follows the losses of a run; plot_schedule(history) draws what it made of them"
         )
-    check_steps_left(scheduler, steps)
     state = copy.deepcopy(scheduler.state_dict())
     groups = [
-        {name: copy.copy(group[name]) for name in group if name != "params"}
+        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
         for group in scheduler.optimizer.param_groups
     ]
-    rates = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no optimizer steps between
-        for step in range(steps):
-            rates.append(float(scheduler.optimizer.param_groups[0]["lr"]))
-            if step + 1 < steps:
+    rates = [float(scheduler.optimizer.param_groups[0]["lr"])]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no optimizer steps between
+            for _ in range(steps - 1):
                 scheduler.step()
-    scheduler.load_state_dict(state)
-    for group, before in zip(scheduler.optimizer.param_groups, groups, strict=True):
-        group.update(before)
+                rates.append(float(scheduler.optimizer.param_groups[0]["lr"]))
+    finally:
+        scheduler.load_state_dict(state)
+        for group, before in zip(scheduler.optimizer.param_groups, groups, strict=True):
+            for name, value in before.items():
+                group[name] = group[name].copy_(value) if isinstance(value, Tensor) else value
     return rates
 
 

@@ -17,19 +17,21 @@ class PerImage(nn.Module):
     for the batch, and python, numpy and torch put back after it. Much slower than `eva_utils.utils.transforms`.
 
     Args:
-        pipeline: `albumentations.Compose`, called as pipeline(image=uint8 (H, W, 3)), or a
-            `torchvision.transforms.v2` module, called with uint8 (3, H, W). It may not normalize: that follows.
+        pipeline: of albumentations, called as pipeline(image=uint8 (H, W, 3)), or a `torchvision.transforms.v2`
+            module, called with uint8 (3, H, W). It may neither normalize, which follows, nor change the size.
 
     Raises:
         TypeError: the pipeline is neither.
-        ValueError: (when used) it returns something other than uint8 images, or images of several sizes.
+        ValueError: (when used) it returns something other than uint8 images of the size they had.
     """
 
     def __init__(self, pipeline: Callable[..., Any]) -> None:
         super().__init__()
-        if isinstance(pipeline, type) or not callable(pipeline):
+        packages = {kind.__module__.split(".")[0] for kind in type(pipeline).__mro__}
+        if not isinstance(pipeline, nn.Module) and "albumentations" not in packages:
             raise TypeError(
-                f"a recipe is a name, an albumentations.Compose or a torchvision.transforms.v2 module, not {pipeline!r}"
+                "a recipe is a name, an albumentations.Compose or a module of torchvision.transforms.v2, not "
+                f"{type(pipeline).__module__}.{type(pipeline).__name__}"
             )
         self.pipeline = pipeline
 
@@ -40,11 +42,7 @@ class PerImage(nn.Module):
             seed_everything(seed)
             if hasattr(self.pipeline, "set_random_seed"):  # albumentations 2 draws from a generator of its own
                 self.pipeline.set_random_seed(seed)
-            changed = [self._change(image) for image in images.cpu()]
-        shapes = {tuple(image.shape) for image in changed}
-        if len(shapes) > 1:
-            raise ValueError(f"the pipeline returned images of several sizes, {sorted(shapes)}; let it return one")
-        return torch.stack(changed).to(images.device)
+            return torch.stack([self._change(image) for image in images.cpu()]).to(images.device)
 
     def _change(self, image: Tensor) -> Tensor:
         if isinstance(self.pipeline, nn.Module):
@@ -53,11 +51,16 @@ class PerImage(nn.Module):
             changed = self.pipeline(image=image.permute(1, 2, 0).contiguous().numpy())["image"]
             if isinstance(changed, np.ndarray):
                 changed = torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
-        if not isinstance(changed, Tensor) or changed.dtype != torch.uint8 or changed.ndim != 3:
+        if not isinstance(changed, Tensor) or changed.dtype != torch.uint8:
             found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
             raise ValueError(
                 f"the pipeline returned {found} for a uint8 image; leave its normalization and its conversion to a "
                 "tensor out, load_data does both"
+            )
+        if changed.shape != image.shape:
+            raise ValueError(
+                f"the pipeline made {tuple(changed.shape)} of an image of {tuple(image.shape)}, and the test images "
+                "stay as they are; resize all of them with load_data(size=)"
             )
         return changed
 

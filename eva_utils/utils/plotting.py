@@ -6,6 +6,7 @@ the value of its cell.
 """
 
 import io
+import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ def plot_lr_find(curve: Any) -> "Figure":
     axis.plot(rates, losses, color=BLUE)
     axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)")
-    low, high = min(losses), losses[0]
+    low, high = min(losses), max(losses[0], statistics.median(losses))
     axis.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.5 * (high - low) + 1e-3)  # not the divergence at the end
     axis.legend(fontsize=8, framealpha=0.6)
     _tidy(axis)

@@ -85,7 +85,7 @@ def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
 
 
 def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
-    """Look for the epoch that ends at the highest rate, and for a last rate below the first."""
+    """Look for the epoch that ends at the highest rate, and for a last rate that is no lower than the first."""
     rates = [row["lr"] for row in rows]
     start, highest = settings["optimizer"]["group 0"]["lr"], max(rates)
     epoch = rows[rates.index(highest)]["epoch"]

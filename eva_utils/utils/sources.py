@@ -29,7 +29,7 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     Args:
         source: see `eva_utils.utils.data.load_data`.
         root: where torchvision keeps what it downloads.
-        size: side to resize to; None leaves the images as they are.
+        size: side to which image files are resized as they are read; tensors are left as they are.
 
     Raises:
         ValueError: the source is unknown, damaged, or a folder laid out otherwise.
@@ -37,12 +37,9 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     """
     if source in SOURCES:
         if source == "shapes":
-            drawn, classes = [shapes.make_shapes(part) for part in ("train", "test")], list(shapes.CLASSES)
-            tensors = [(part.images, part.labels) for part in drawn]
-        else:
-            tensors, classes = _read_torchvision(TORCHVISION[str(source)], root)
-        train, test = ((_resize(images, size), labels) for images, labels in tensors)
-        return train, test, classes
+            train, test = ((part.images, part.labels) for part in map(shapes.make_shapes, ("train", "test")))
+            return train, test, list(shapes.CLASSES)
+        return _read_torchvision(TORCHVISION[str(source)], root)
     folder = Path(source)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
@@ -57,24 +54,14 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
 def describe_source(source: str | Path, images: Tensor | ImageFiles) -> str:
     """Name the dataset; of a folder its name and what its files are, since JPEG files have lost detail."""
     if isinstance(images, Tensor):
-        return {"shapes": "shapes, drawn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(
-            str(source), TORCHVISION.get(str(source), "")
-        )
+        named = {"shapes": "shapes, drawn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+        return named.get(str(source)) or TORCHVISION[str(source)]
     suffixes = Counter(path.suffix.lower().lstrip(".").replace("jpeg", "jpg") for path in images.paths)
     kinds = ", ".join("JPEG-coded" if kind == "jpg" else kind.upper() for kind, _ in suffixes.most_common(3))
     return f"{Path(source).resolve().name}, {kinds} image files"
 
 
-def _resize(images: Tensor, size: int | None) -> Tensor:
-    """Resize uint8 images (N, 3, H, W) to a side, bilinear with antialiasing."""
-    if size is None or images.shape[-2:] == (size, size):
-        return images
-    from torchvision.transforms.v2.functional import resize
-
-    return torch.cat([resize(part, [size, size], antialias=True) for part in images.split(1000)])
-
-
-def _read_torchvision(name: str, root: Path) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+def _read_torchvision(name: str, root: Path) -> tuple[Split, Split, list[str]]:
     from torchvision import datasets
 
     kind = getattr(datasets, name)
@@ -88,10 +75,11 @@ def _read_torchvision(name: str, root: Path) -> tuple[list[tuple[Tensor, Tensor]
                 f"{archive} is damaged or holds another dataset (MD5 {digest}, not {kind.tgz_md5}); "
                 "remove it to download it again"
             )
-    complete = unpacked.is_dir()
+    # A download that broke off leaves the folder of MNIST's files behind it, with fewer of them.
+    complete = unpacked.is_dir() and (cifar or len(list(unpacked.glob("*-ubyte"))) == len(kind.resources))
     try:
         train, test = (kind(str(root), train=part, download=not complete) for part in (True, False))
-        splits = [_as_tensors(train), _as_tensors(test)]
+        splits = _as_tensors(train), _as_tensors(test)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError, KeyError, pickle.UnpicklingError) as error:
         if complete:
             raise ValueError(f"{unpacked} is incomplete or damaged; remove it to download it again") from error
@@ -99,7 +87,7 @@ def _read_torchvision(name: str, root: Path) -> tuple[list[tuple[Tensor, Tensor]
             f"{name} is not in {root} and could not be downloaded ({error}); "
             f"use 'shapes' or a folder of images, or put {archive.name if cifar else unpacked} there"
         ) from error
-    return splits, list(train.classes)
+    return *splits, list(train.classes)
 
 
 def _as_tensors(dataset) -> tuple[Tensor, Tensor]:

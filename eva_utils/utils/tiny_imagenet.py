@@ -12,8 +12,9 @@ Listing = tuple[list[Path], Tensor]
 
 
 def is_tiny_imagenet(folder: Path) -> bool:
-    """Whether a folder is TinyImageNet's, or a part of it."""
-    return (folder / "wnids.txt").exists() or (folder / _ANNOTATIONS).exists()
+    """Whether a folder is TinyImageNet's as unpacked, or a part of it, and not rearranged into test/<class>/."""
+    rearranged = any(path.is_dir() and path.name != "images" for path in (folder / "test").glob("*"))
+    return not rearranged and ((folder / "wnids.txt").exists() or (folder / _ANNOTATIONS).exists())
 
 
 def read_tiny_imagenet(folder: Path) -> tuple[Listing, Listing, list[str]]:
@@ -29,7 +30,7 @@ def read_tiny_imagenet(folder: Path) -> tuple[Listing, Listing, list[str]]:
         (paths, labels) of either split, labels int64 (N,) in the order of the WordNet numbers; the names.
 
     Raises:
-        ValueError: the folder is half unpacked; what is missing is named.
+        ValueError: the folder is half unpacked or a list in it damaged; what and where is named.
     """
     numbers = sorted(_lines(folder, Path("wnids.txt")))
     words = dict(line.split("\t", 1) for line in _lines(folder, Path("words.txt")) if "\t" in line)
@@ -41,9 +42,9 @@ def read_tiny_imagenet(folder: Path) -> tuple[Listing, Listing, list[str]]:
     ]
     tested = []
     for line in _lines(folder, _ANNOTATIONS):
-        name, number = line.split("\t")[:2]
+        name, number = (*line.split("\t"), "")[:2]
         if number not in labels:
-            raise ValueError(f"{folder / _ANNOTATIONS} names the class {number}, which wnids.txt has not")
+            raise ValueError(f"{folder / _ANNOTATIONS}: no class of wnids.txt is named in {line!r}; unpack it again")
         tested.append((_ANNOTATIONS.parent / "images" / name, labels[number]))
     firsts = [words.get(number, number).split(",")[0].strip() for number in numbers]
     counts = Counter(firsts)
