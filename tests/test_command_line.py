@@ -28,6 +28,7 @@ def finished(tmp_path_factory):
     """A run of one epoch, continued for a second; returns its folder and what was printed."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     options = ["--data", "shapes", "--limit", 64, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
+    options += ["--seed", 3, "--test-share", 0.25]
     printed = run(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
     return out, printed
 
@@ -43,7 +44,8 @@ def test_a_run_writes_its_record_weights_and_curves(finished):
     assert note["options"]["norm"] == "group" and note["classes"][0] == "circle"
     report = (out / "README.md").read_text(encoding="utf-8")
     assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in report
-    line = f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out} --epochs"
+    line = f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out}"
+    line += " --seed 3 --test-share 0.25 --epochs"
     assert f"{line} 1\n{line} 2 --resume\n" in report
     assert f"{out}/README.md is written" in first and f"{out}/README.md is written" in second
 
@@ -65,6 +67,8 @@ def test_other_images_than_the_records_are_said_to_be_so(finished):
 def test_other_data_than_the_runs_is_refused(finished, image_folder):
     printed = run("--evaluate", finished[0], "--data", image_folder, code=2)
     assert "was trained on the classes circle, ring" in printed and "has cat, dog; give the data" in printed
+    printed = run("--evaluate", finished[0], "--data", "shapes", "--test-share", 0.5, code=2)
+    assert "--test-share 0.5 would test on images that the run was trained on; its own is 0.25: leave" in printed
 
 
 def test_a_folder_that_holds_a_run_is_refused(finished):

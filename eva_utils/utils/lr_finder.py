@@ -110,10 +110,11 @@ def lr_find(
 
 def _endless(loader: Any) -> Iterator[Any]:
     while True:
-        count = 0
-        for count, batch in enumerate(loader, start=1):
+        empty = True
+        for batch in loader:
+            empty = False
             yield batch
-        if not count:
+        if empty:
             raise ValueError("the loader yields nothing the second time; pass a loader that can be iterated anew")
 
 
