@@ -27,6 +27,9 @@ bench: .venv/installed-bench ## Measure against rivals and write benchmarks/resu
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/process_counts.py
 	$(BIN)/python benchmarks/norms.py
+	$(MAKE) demo
+	$(BIN)/python benchmarks/pointing_game.py
+	$(BIN)/python benchmarks/deletion.py
 
 faults: .venv/installed-test ## Kill, fill, damage and split runs, and write the table (about two minutes; Linux)
 	$(BIN)/python benchmarks/faults.py
