@@ -3,6 +3,7 @@
 The names below are imported when they are first used, so that `import eva_utils` costs next to nothing.
 """
 
+import difflib
 import importlib
 
 __version__ = "0.1.0"
@@ -51,7 +52,9 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        near = difflib.get_close_matches(name.lower(), _HOME, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -76,6 +76,7 @@ def test_plateau_is_replayed_from_the_record(data):
     ("rates", "verdict", "found"),
     [
         ([0.1, 0.4, 0.3, 0.1], "pass", "0.1 at first, 0.4 after epoch 2, 0.1 at last"),
+        ([0.1, 0.1, 0.1, 0.1], "FAIL", "0.1 at first, 0.1 after epoch 1, 0.1 at last"),
         ([0.1, 0.3, 0.4, 0.1], "FAIL", "0.1 at first, 0.4 after epoch 3, 0.1 at last"),
         ([0.1, 0.4, 0.3, 1e-5], "FAIL", "0.1 at first, 0.4 after epoch 2, 1e-05 at last"),
     ],
@@ -441,6 +442,8 @@ def test_a_misspelt_brief_is_told_the_nearest():
         ({"transforms": "Cutout(16)"}, r"transforms of a brief is a tuple, as \('Cutout\(16\)',\), not a text"),
         ({"epochs": "2"}, "epochs is a whole number from 1 up, not '2'"),
         ({"optimizer": "sgd"}, "optimizer 'sgd' of a brief is a class name: 'SGD'"),
+        ({"scheduler": "OneCycle"}, "scheduler 'OneCycle' of a brief is a class name: 'OneCycleLR'"),
+        ({"optimizer": "SDG"}, "optimizer 'SDG' of a brief is a class name: 'SGD'"),
         ({"scheduler": "onecyclelr"}, "scheduler 'onecyclelr' of a brief is a class name: 'OneCycleLR'"),
         ({"title": " "}, "a brief needs a title and an objective"),
     ],

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from eva_utils import main as engine
 from eva_utils.utils import checks
 from eva_utils.utils.lock import locked
+from eva_utils.utils.optim import one_cycle
 
 IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -230,6 +231,17 @@ def test_a_one_cycle_schedule_that_is_used_up_is_refused(tiny_net):
         ValueError, match="OneCycleLR has 0 of its 4 steps left and the run takes 4; build optimizer and"
     ):
         fit(tiny_net, [(IMAGES, LABELS)], **options)
+
+
+def test_the_rate_that_a_finished_one_cycle_leaves_is_refused(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    scheduler = one_cycle(optimizer, 2, 4, 0.1, 0.01, peak_epoch=1)
+    fit(tiny_net, [(IMAGES, LABELS)] * 4, optimizer=optimizer, scheduler=scheduler, epochs=2)
+    assert optimizer.param_groups[0]["lr"] < 0  # torch goes on along the line
+    with pytest.raises(
+        ValueError, match=r"the optimizer's learning rate is -0\.0.*; build optimizer and scheduler anew"
+    ):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
 
 
 def test_a_one_cycle_schedule_that_would_not_end_is_refused(tiny_net):

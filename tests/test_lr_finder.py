@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader
 
 from eva_utils.utils.data import load_data
-from eva_utils.utils.lr_finder import lr_find
+from eva_utils.utils.lr_finder import _steepest, lr_find
 
 QUIET = {"device": "cpu", "precision": "float32"}
 
@@ -49,16 +49,30 @@ def test_agrees_with_torch_lr_finder(optimizer, end):
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest():
-    model, loader, optimizer = parts()
+    _, loader, _ = parts(batch_size=2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     rates, losses, suggestion = lr_find(model, loader, optimizer, end=0.1, steps=50, **QUIET)
     assert rates[0] == 1e-6 and rates[-1] == pytest.approx(0.1) and len(rates) == len(losses) == 50
     assert all(b / a == pytest.approx(1e5 ** (1 / 49)) for a, b in itertools.pairwise(rates))
-    inner = range(10, 45)
+    last = min(losses.index(min(losses)), 44)
     slopes = {}
-    for place in inner:
-        left, right = max(place - 1, 10), min(place + 1, 44)
+    for place in range(10, last + 1):
+        left, right = max(place - 1, 10), min(place + 1, last)
         slopes[rates[place]] = (losses[right] - losses[left]) / (math.log(rates[right]) - math.log(rates[left]))
     assert suggestion == min(slopes, key=slopes.get)
+
+
+def curve(points):
+    """A smooth curve of 60 losses through (place, loss)."""
+    return [10 ** (-6 + step / 10) for step in range(60)], np.interp(range(60), *zip(*points, strict=True)).tolist()
+
+
+def test_nothing_is_suggested_where_the_loss_rises_again_or_does_not_fall():
+    steep_after = curve([(0, 2.3), (20, 2.3), (30, 1.5), (40, 3.0), (45, 1.6), (59, 4.0)])
+    assert steep_after[0][20] <= _steepest(*steep_after) <= steep_after[0][30]
+    assert _steepest(*curve([(0, 2.3), (59, 2.1)])) is None
+    assert _steepest(*curve([(0, 2.3), (59, 9.0)])) is None
 
 
 @pytest.mark.parametrize("scheduled", [False, True])

@@ -104,6 +104,8 @@ def test_schedules_are_put_back_after_an_error_and_with_tensors_for_rates():
 
 def test_rates_that_cannot_be_known_are_refused():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    with pytest.raises(TypeError, match="learning_rates takes a scheduler, as one_cycle returns, not SGD"):
+        learning_rates(optimizer, 5)
     with pytest.raises(TypeError, match="ReduceLROnPlateau follows the losses of a run"):
         learning_rates(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), 5)
     with pytest.raises(ValueError, match=r"Tried to step 61 times\. The specified number of total steps is 60"):

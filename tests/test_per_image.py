@@ -64,6 +64,10 @@ def test_misuse_is_refused():
     for wrong, named in ((5, "builtins.int"), (lambda image: image, "builtins.function"), (v1.Compose([]), "Compose")):
         with pytest.raises(TypeError, match=rf"a recipe is a name, an albumentations.*v2, not .*{named}"):
             load_data("shapes", recipe=wrong)
+    with pytest.raises(
+        ValueError, match=r"the pipeline failed on a uint8 image of \(3, 32, 32\) \(Input tensor should be"
+    ):
+        load_data("shapes", limit=20, recipe=v2.Normalize([0.5] * 3, [0.5] * 3))
     normalizing = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
     with pytest.raises(ValueError, match=r"returned torch\.float32 \(3, 32, 32\) for a uint8 image; leave its normal"):
         PerImage(normalizing)(IMAGES)

@@ -78,7 +78,10 @@ def test_the_finders_curve_marks_its_suggestion():
     assert axis.lines[0].get_xdata().tolist() == rates and axis.lines[0].get_ydata().tolist() == losses
     assert axis.get_xscale() == "log" and axis.lines[1].get_xdata() == [1e-3, 1e-3]
     assert "steepest slope: 1.0e-03" in labels(axis)
-    (rising,) = plotting.plot_lr_find(([1e-3, 1e-2, 1e-1], [2.3, 4.0, 11.0], 1e-2)).axes
+    (rising,) = plotting.plot_lr_find(([1e-3, 1e-2, 1e-1], [2.3, 4.0, 11.0], None)).axes
+    assert len(rising.lines) == 1 and rising.get_title() == "the loss does not clearly fall: no suggestion"
+    with pytest.raises(TypeError, match=r"plot_schedule\(eva\.learning_rates\(scheduler, steps\)\) draws a scheduler"):
+        plotting.plot_schedule(torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], lr=1), 1))
     assert rising.get_ylim()[0] < 2.3 and rising.get_ylim()[1] > 4.0
     assert axis.get_ylim()[0] < 1.0 and 2.0 < axis.get_ylim()[1] < 3.0  # the divergence does not flatten the rest
 

@@ -173,6 +173,11 @@ def test_tiny_imagenet_is_read_as_it_unpacks(tiny_imagenet):
     assert data.source == "tiny-imagenet-200, JPEG-coded image files"
 
 
+def test_a_folder_is_looked_for_in_root_too(tiny_imagenet):
+    data = load_data("tiny-imagenet-200", root=tiny_imagenet.parent)
+    assert data.classes[0] == "goldfish" and data.source.startswith("tiny-imagenet-200")
+
+
 @pytest.mark.parametrize(
     "missing", ["wnids.txt", "words.txt", "val/val_annotations.txt", f"train/{NUMBERS[1]}/{NUMBERS[1]}_boxes.txt"]
 )

@@ -33,6 +33,8 @@ def test_a_folder_with_files_and_an_empty_record_are_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(ValueError, match="holds files already, and TensorBoard would mix two runs; name a new folder"):
         write_tensorboard(History(rows=ROWS), tmp_path)
+    with pytest.raises(TypeError, match="write_tensorboard takes what fit returned, not list"):
+        write_tensorboard(ROWS, tmp_path / "new")
     with pytest.raises(ValueError, match="no epoch has finished, so there is nothing to write"):
         write_tensorboard(History(), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

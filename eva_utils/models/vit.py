@@ -64,7 +64,10 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.size, self.size):
-            raise ValueError(f"the images are {x.shape[2]}x{x.shape[3]} and the model takes {self.size}x{self.size}")
+            raise ValueError(
+                f"the images are {x.shape[2]}x{x.shape[3]} and the model takes {self.size}x{self.size}; build it with "
+                "size= of the images"
+            )
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1) + self.positions
         return self.fc(self.norm(self.blocks(tokens)[:, 0]))

@@ -1,5 +1,6 @@
 """An assignment's rules as data, and the audit of a run against them."""
 
+import difflib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,9 +76,10 @@ class Brief:
                 check_whole(name, getattr(self, name), 1)
         for name, known in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler), ("criterion", nn)):
             value, names = getattr(self, name), [found for found in dir(known) if found[0].isupper()]
-            near = [found for found in names if value and found.lower() == value.lower()]
-            if near and value not in near:
-                raise ValueError(f"{name} {value!r} of a brief is a class name: {near[0]!r}")
+            lower = {found.lower(): found for found in names}
+            near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.65) if value else []
+            if near and value not in names:  # a class of the student's own is called otherwise
+                raise ValueError(f"{name} {value!r} of a brief is a class name: {lower[near[0]]!r}")
         if self.norm is not None and self.norm not in rules.NORMALIZATIONS:
             raise unknown_name("normalization", self.norm, rules.NORMALIZATIONS)
 

@@ -75,6 +75,12 @@ def check_fit(
             raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
         if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
             raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if scheduler is None and min(rates) < 0:
+            raise ValueError(
+                f"the optimizer's learning rate is {min(rates):g}, as a one-cycle schedule leaves it at its end; "
+                "build optimizer and scheduler anew before each run"
+            )
     if scheduler is not None and scheduler.optimizer is not optimizer:
         raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * len(train_loader):

@@ -61,7 +61,7 @@ def load_data(
         source: "shapes" (embedded, drawn in seconds); "cifar10", "cifar100", "mnist" or "fashion_mnist"
             (downloaded to `root` once; grey images become three equal channels); a folder with images under
             train/<class>/ and test/<class>/; or TinyImageNet's as its archive unpacks.
-        root: where downloads are kept.
+        root: where downloads are kept, and where a folder is looked for that is not in the current one.
         batch_size: images in a batch; the last may be smaller.
         recipe: augmentation of the training images, see `eva_utils.utils.transforms.train_transform`;
             None is "none". Or a pipeline of your own: an `albumentations.Compose` or a
@@ -126,6 +126,8 @@ def load_data(
             *split, transform, batch_size=batch_size, shuffle=shuffle, seed=seed, device=placed, workers=workers
         )
 
+    if not isinstance(recipe, str):  # a pipeline that does not fit is refused now, and not in the first epoch
+        train_transform(recipe, mean, std)(splits[0][0][0][None], torch.Generator())
     plain = test_transform(mean, std)
     return Data(
         train=loader(splits[0], train_transform(recipe, mean, std), shuffle=True),

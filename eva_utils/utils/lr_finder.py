@@ -17,14 +17,15 @@ from .state import own_generators
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
 SKIPPED = (10, 5)  # steps at the start and at the end in which no suggestion is looked for
+CLEAR = 0.1  # share by which the loss must fall for a suggestion
 
 
 class RateCurve(NamedTuple):
-    """The rates that were tried, the smoothed loss at each, and the rate suggested."""
+    """The rates that were tried, the smoothed loss at each, and the rate suggested, None without a clear fall."""
 
     rates: list[float]
     losses: list[float]
-    suggestion: float
+    suggestion: float | None
 
 
 def lr_find(
@@ -42,10 +43,10 @@ def lr_find(
     """Train with a rate that rises exponentially from `start` to `end`, and suggest a rate from the losses.
 
     The loss is a running mean in which each batch counts 5%; the test ends early where it is five times its
-    lowest value, or not finite. The suggestion is where it falls fastest per log-rate, but for the first ten
-    and the last five steps (Smith, 2017, https://arxiv.org/abs/1506.01186, with the conventions of the
-    torch-lr-finder package). Model, optimizer, its scheduler, loader, modes and random generators are then
-    as they were.
+    lowest value, or not finite (Smith, 2017, https://arxiv.org/abs/1506.01186, with the conventions of the
+    torch-lr-finder package). The suggestion is where it falls fastest per log-rate on the way to its lowest
+    value, but for the first ten and the last five steps; there is none where it falls by less than a tenth.
+    Model, optimizer, its scheduler, loader, modes and random generators are then as they were.
 
     Args:
         model: returns logits (N, C).
@@ -103,9 +104,16 @@ def lr_find(
             f"diverged after {len(losses)} steps, at a rate of {rates[-1]:.1e}" if rates else "is not finite at first"
         )
         raise ValueError(f"the loss {where}; lower start, or see whether images and model are in order (eva.preflight)")
-    inner = slice(SKIPPED[0], len(losses) - SKIPPED[1])
-    steepest = int(np.argmin(np.gradient(losses[inner], np.log(rates[inner])))) if len(losses[inner]) > 1 else 0
-    return RateCurve(rates, losses, rates[inner][steepest])
+    return RateCurve(rates, losses, _steepest(rates, losses))
+
+
+def _steepest(rates: list[float], losses: list[float]) -> float | None:
+    """Return the rate at which the loss falls fastest per log-rate before it is lowest, None without a clear fall."""
+    begin, end = SKIPPED[0], min(int(np.argmin(losses)) + 1, len(losses) - SKIPPED[1])
+    if end - begin < 2 or min(losses) > (1 - CLEAR) * losses[begin]:
+        return None
+    slopes = np.gradient(losses[begin:end], np.log(rates[begin:end]))
+    return rates[begin + int(np.argmin(slopes))]
 
 
 def _endless(loader: Any) -> Iterator[Any]:

@@ -73,13 +73,16 @@ def one_cycle(
 def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
     """Return the rate of each of the next `steps` steps, for `plot_schedule`; the scheduler is left as it is.
 
-    Of several groups of an optimizer it is the first one's.
+    `fit` steps OneCycleLR and CyclicLR after every batch and any other scheduler after every epoch. Of several
+    groups of an optimizer the rate is the first one's.
 
     Raises:
         ValueError: `steps` is out of range, or more than a one-cycle schedule has left.
-        TypeError: the scheduler follows a metric and has no rates of its own.
+        TypeError: it is no scheduler, or follows a metric and has no rates of its own.
     """
     check_whole("steps", steps, 1)
+    if not isinstance(scheduler, optim.lr_scheduler.LRScheduler):
+        raise TypeError(f"learning_rates takes a scheduler, as one_cycle returns, not {type(scheduler).__name__}")
     if isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau):
         raise TypeError(
             "ReduceLROnPlateau follows the losses of a run; plot_schedule(history) draws what it made of them"

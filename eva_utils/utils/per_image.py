@@ -28,7 +28,7 @@ class PerImage(nn.Module):
     def __init__(self, pipeline: Callable[..., Any]) -> None:
         super().__init__()
         packages = {kind.__module__.split(".")[0] for kind in type(pipeline).__mro__}
-        if not isinstance(pipeline, nn.Module) and "albumentations" not in packages:
+        if isinstance(pipeline, type) or (not isinstance(pipeline, nn.Module) and "albumentations" not in packages):
             raise TypeError(
                 "a recipe is a name, an albumentations.Compose or a module of torchvision.transforms.v2, not "
                 f"{type(pipeline).__module__}.{type(pipeline).__name__}"
@@ -45,12 +45,18 @@ class PerImage(nn.Module):
             return torch.stack([self._change(image) for image in images.cpu()]).to(images.device)
 
     def _change(self, image: Tensor) -> Tensor:
-        if isinstance(self.pipeline, nn.Module):
-            changed = self.pipeline(image)
-        else:
-            changed = self.pipeline(image=image.permute(1, 2, 0).contiguous().numpy())["image"]
-            if isinstance(changed, np.ndarray):
-                changed = torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
+        try:
+            if isinstance(self.pipeline, nn.Module):
+                changed = self.pipeline(image)
+            else:
+                changed = self.pipeline(image=image.permute(1, 2, 0).contiguous().numpy())["image"]
+        except Exception as error:
+            raise ValueError(
+                f"the pipeline failed on a uint8 image of {tuple(image.shape)} ({error}); it gets pixels from 0 to 255 "
+                "and may not normalize them"
+            ) from error
+        if isinstance(changed, np.ndarray):
+            changed = torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
         if not isinstance(changed, Tensor) or changed.dtype != torch.uint8:
             found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
             raise ValueError(

@@ -113,7 +113,14 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
     Args:
         rates: one rate a step, several such lists by name, or a history, whose rates are by epoch.
         unit: what is counted.
+
+    Raises:
+        TypeError: a scheduler was given.
     """
+    if hasattr(rates, "optimizer"):
+        raise TypeError(
+            "plot_schedule takes rates; plot_schedule(eva.learning_rates(scheduler, steps)) draws a scheduler"
+        )
     if isinstance(rates, History):
         rates, unit = [row["lr"] for row in rates.rows], "epoch"
     runs = dict(rates) if isinstance(rates, Mapping) else {"": rates}
@@ -132,7 +139,7 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
 
 
 def plot_lr_find(curve: Any) -> "Figure":
-    """Draw the smoothed loss by learning rate, with the suggested rate marked.
+    """Draw the smoothed loss by learning rate, with the suggested rate marked if there is one.
 
     Args:
         curve: what `lr_find` returned.
@@ -140,11 +147,14 @@ def plot_lr_find(curve: Any) -> "Figure":
     rates, losses, suggestion = curve
     figure, ((axis,),) = _new_figure(1, 1, 3.6, 6.0)
     axis.plot(rates, losses, color=BLUE)
-    axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
+    if suggestion is None:
+        axis.set_title("the loss does not clearly fall: no suggestion", fontsize=9)
+    else:
+        axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
+        axis.legend(fontsize=8, framealpha=0.6)
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)")
     low, high = min(losses), max(losses[0], statistics.median(losses))
     axis.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.5 * (high - low) + 1e-3)  # not the divergence at the end
-    axis.legend(fontsize=8, framealpha=0.6)
     _tidy(axis)
     return figure
 

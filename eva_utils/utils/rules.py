@@ -90,7 +90,7 @@ def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
     start, highest = settings["optimizer"]["group 0"]["lr"], max(rates)
     epoch = rows[rates.index(highest)]["epoch"]
     found = f"{start:.3g} at first, {highest:.3g} after epoch {epoch}, {rates[-1]:.3g} at last"
-    passed = epoch == peak_epoch and rates[-1] >= start * (1 - 1e-6)
+    passed = epoch == peak_epoch and highest > max(start, rates[-1]) and rates[-1] >= start * (1 - 1e-6)
     return _finding("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
 
 

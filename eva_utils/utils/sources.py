@@ -28,7 +28,7 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
 
     Args:
         source: see `eva_utils.utils.data.load_data`.
-        root: where torchvision keeps what it downloads.
+        root: where torchvision keeps what it downloads, and where a folder is looked for that is not here.
         size: side to which image files are resized as they are read; tensors are left as they are.
 
     Raises:
@@ -41,6 +41,8 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
             return train, test, list(shapes.CLASSES)
         return _read_torchvision(TORCHVISION[str(source)], root)
     folder = Path(source)
+    if not folder.exists() and (root / folder).is_dir():
+        folder = root / folder
     if folder.is_file():
         raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
     if not folder.is_dir():

@@ -19,7 +19,10 @@ def write_tensorboard(history: History, folder: str | Path) -> Path:
     Raises:
         ModuleNotFoundError: the tensorboard package is missing.
         ValueError: the folder holds files already, or no epoch has finished.
+        TypeError: it is no history.
     """
+    if not isinstance(history, History):
+        raise TypeError(f"write_tensorboard takes what fit returned, not {type(history).__name__}")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
