@@ -149,7 +149,7 @@ def test_absent_cifar10_says_what_else_to_use(tmp_path, monkeypatch):
         ({"source": "shapes", "validation": 10_000}, "would hold out all of the 10000 training images"),
         ({"source": "shapes", "limit": 0}, "limit is a whole number from 1 up, not 0"),
         ({"source": "shapes", "size": 7}, "size is a whole number from 8 up, not 7"),
-        ({"source": "shapes", "recipe": "eva6"}, r"unknown recipe 'eva6'.*did you mean 'eva6_s8'\?"),
+        ({"source": "shapes", "recipe": "eva6"}, r"unknown recipe 'eva6'.*did you mean 'eva6_s[89]'\?"),
         ({"source": "shapes", "device": "cuda:99"}, "device 'cuda:99' is not usable here"),
     ],
 )

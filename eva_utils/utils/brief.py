@@ -89,7 +89,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 BRIEFS = {
     "eva6_s8": Brief(
         title="EVA6 S8: CIFAR-10 with LayerNorm and Grad-CAM",
-        objective="Train a LayerNorm-only ResNet-18 on CIFAR-10 for 40 epochs with random crop, rotation and CutOut, "
+        objective="Train a LayerNorm-only network on CIFAR-10 for 40 epochs with random crop, rotation and CutOut, "
         "the learning rate driven by ReduceLROnPlateau, and explain 20 correct and 20 wrong predictions with Grad-CAM "
         "at four depths.",
         options={
