@@ -56,6 +56,20 @@ def test_a_second_one_stops_at_once():
     assert len(history) == 1 and loader.asked[-1] == (2, 2)  # not even handed to the model
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_named(error):
+    class Dying(Signalling):
+        def __iter__(self):
+            yield from super().__iter__()
+            if self.epoch == 2:
+                raise error
+
+    loader = Dying(signal.SIGTERM, (9, 9))
+    with pytest.raises(RuntimeError, match="a DataLoader worker exited unexpectedly while it handed") as caught:
+        engine.fit(TinyNet(), loader, loader.batches, epochs=3, **QUIET)
+    assert len(caught.value.history) == 1
+
+
 def test_handlers_are_put_back_after_a_run_and_after_an_error():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     loader = DataLoader(random_batches(8), batch_size=4)

@@ -71,7 +71,11 @@ class Stoppable:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self.loader):
-            yield batch
-            if self.stop.agreed(number):
-                raise KeyboardInterrupt
+        try:
+            for number, batch in enumerate(self.loader):
+                yield batch
+                if self.stop.agreed(number):
+                    raise KeyboardInterrupt
+        except (ConnectionError, EOFError) as error:
+            message = f"a DataLoader worker exited unexpectedly while it handed a batch over ({error})"
+            raise RuntimeError(message) from error
