@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models as tv
 
-from eva_utils.models import resnet18, resnet34
+from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
 from eva_utils.utils.brief import BRIEFS, Audit, Brief, audit, find_brief
 from eva_utils.utils.cutout import Cutout
@@ -253,6 +253,14 @@ def test_a_reparametrized_weight_is_no_normalization_layer(data):
     model = small()
     model[0] = nn.utils.parametrizations.weight_norm(model[0])
     assert check(record(data, model), model, data, norm="LayerNorm").verdict == "pass"
+
+
+@pytest.mark.parametrize(("norm", "required"), [("batch", "BatchNorm"), ("layer", "LayerNorm")])
+def test_standardized_weights_are_named_and_are_no_normalization_layer(data, norm, required):
+    model = create_model("speed_resnet", norm=norm, standardize=True)
+    finding = check(record(data, model), model, data, norm=required)
+    assert finding.verdict == "pass"
+    assert "6 layer_norm of weights" in finding.found
 
 
 class Idle(Cutout):

@@ -102,7 +102,7 @@ def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in(name):
                 weight = module(patches).view(len(eye), -1).T  # of each output channel, entry by entry
             torch.testing.assert_close(weight.mean(1), torch.zeros(len(weight)), atol=1e-5, rtol=0)
             expected = torch.full((len(weight),), 2 / len(eye))
-            torch.testing.assert_close(weight.var(1), expected, rtol=1e-3, atol=0)
+            torch.testing.assert_close(weight.var(1, correction=0), expected, rtol=1e-3, atol=0)
             used.append(weight)
     plain = create_model(name, norm="layer")
     assert len(used) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())

@@ -7,7 +7,6 @@ classifier from torch's default.
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,10 +21,9 @@ class StandardizedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.flatten(1)
-        variance, mean = torch.var_mean(weight, dim=1, keepdim=True)
-        scale = (2 / weight.shape[1]) ** 0.5 * torch.rsqrt(variance + 1e-6)
-        return self._conv_forward(x, ((weight - mean) * scale).view_as(self.weight), self.bias)
+        weight = self.weight.permute(0, 2, 3, 1)  # as a channels last weight lies in memory
+        weight = (2 / weight[0].numel()) ** 0.5 * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
+        return self._conv_forward(x, weight.permute(0, 3, 1, 2), self.bias)
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:

@@ -171,8 +171,8 @@ BRIEFS = {
         objective="Reach 89.17% on CIFAR-10, what the EVA6 S8 team had at epoch 39, with LayerNorm only and as fast as "
         "possible on two CPU cores; any schedule, flips, no test-time averaging.",
         options={
-            "data": "cifar10", "recipe": "speedrun", "model": "speed_resnet", "norm": "layer", "standardize": True,
-            "epochs": 15, "batch_size": 128, "optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "nesterov": True,
+            "data": "cifar10", "recipe": "eva6_s9", "model": "speed_resnet", "norm": "layer", "standardize": True,
+            "epochs": 17, "batch_size": 128, "optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "nesterov": True,
             "weight_decay": 5e-4, "label_smoothing": 0.1, "scheduler": "one_cycle", "peak_epoch": 3,
             "annihilate": True,
         },

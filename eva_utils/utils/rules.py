@@ -144,10 +144,12 @@ NORMALIZATIONS = tuple(_ALLOWED)
 
 
 class _NormCalls(TorchDispatchMode):
-    """Counts the normalizations that run, in modules or not."""
+    """Counts the normalizations that run, in modules or not; those of the model's weights apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        made = (parameter for parameter in model.parameters() if not nn.parameter.is_lazy(parameter))
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in made}
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,7 +157,8 @@ class _NormCalls(TorchDispatchMode):
         if kind and "backward" not in func.__name__:
             # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
             one_group = kind[0] == "group_norm" and len(args) > 6 and args[6] == 1
-            self.calls[kind[0] + " of one group" * one_group] += 1
+            of_weights = args[0].untyped_storage().data_ptr() in self.weights
+            self.calls[kind[0] + " of one group" * one_group + " of weights" * of_weights] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -165,7 +168,7 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
     images = images[:1].expand(2, *images.shape[1:]).to(next(trial.parameters()).device)  # batch norm needs two
     calls: Counter[str] = Counter()
     for training in (True, False):
-        with torch.no_grad(), _NormCalls() as counted:
+        with torch.no_grad(), _NormCalls(trial) as counted:
             trial.train(training)(images)
         calls |= counted.calls
     norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
@@ -175,7 +178,7 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
     found += f" (a forward pass: {ran})"
     if others:
         found += f"; not {required}: {', '.join(others[:4])}" + " …" * (len(others) > 4)
-    passed = not others and bool(calls) and set(calls) <= allowed
+    passed = not others and bool(calls) and set(calls) <= allowed | {"layer_norm of weights"}  # weight standardization
     return _finding("normalization", f"{required} only, shortcuts included", found, passed)
 
 
