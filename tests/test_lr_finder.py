@@ -174,7 +174,7 @@ def test_what_fit_refuses_is_refused():
         lr_find(model, loader, other, **QUIET)
     with pytest.raises(TypeError, match="criterion is a loss such as"):
         lr_find(model, loader, optimizer, nn.CrossEntropyLoss, **QUIET)
-    with pytest.raises(TypeError, match="train_loader has no length"):
+    with pytest.raises(TypeError, match=r"^loader has no length"):
         lr_find(model, (batch for batch in loader), optimizer, **QUIET)
     with pytest.raises(ValueError, match="the loader yields nothing the second time; pass a loader that can be"):
         lr_find(model, iter(loader), optimizer, **QUIET)  # has a length, and ends for good

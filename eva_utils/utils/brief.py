@@ -116,7 +116,8 @@ BRIEFS = {
         "least 5x5 pixels.",
         options={
             "data": "cifar10", "recipe": "eva8_s7", "model": "resnet18", "norm": "batch", "epochs": 20,
-            "batch_size": 128, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9,
+            "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
+            "label_smoothing": 0.1, "scheduler": "one_cycle", "peak_epoch": 5, "annihilate": True,
         },
         classes=CIFAR10,
         images=(50_000, 10_000),

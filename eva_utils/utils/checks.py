@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
@@ -38,6 +38,16 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def check_loader(name: str, loader: Any) -> None:
+    """Raise unless a loader has a length and something to yield."""
+    try:
+        batches = len(loader)
+    except TypeError:
+        raise TypeError(f"{name} has no length; pass a DataLoader or one of load_data's loaders") from None
+    if batches == 0:
+        raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
+
+
 def check_fit(
     model: nn.Module,
     train_loader: Any,
@@ -58,13 +68,8 @@ def check_fit(
         )
     if not trainable_parameters(model):
         raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
-    for name, loader in (("train_loader", train_loader), ("test_loader", test_loader)):
-        try:
-            batches = len(loader)
-        except TypeError:
-            raise TypeError(f"{name} has no length; pass a DataLoader or one of load_data's loaders") from None
-        if batches == 0:
-            raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
+    check_loader("train_loader", train_loader)
+    check_loader("test_loader", test_loader)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
     if scheduler is not None and not isinstance(scheduler, LRScheduler):
@@ -87,6 +92,11 @@ def check_fit(
         raise ValueError(
             f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
             f"{len(train_loader)} batches; build it with epochs={epochs}, steps_per_epoch={len(train_loader)}"
+        )
+    if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * len(train_loader) > epochs:
+        raise ValueError(
+            f"CosineAnnealingLR(T_max={scheduler.T_max}) counts the batches of the run, and it steps once an epoch; "
+            f"build it with T_max={epochs}"
         )
     if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
         raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")

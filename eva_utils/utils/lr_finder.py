@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_fit, check_labels, check_logits, check_real, check_whole
+from .checks import check_batch, check_fit, check_labels, check_loader, check_logits, check_real, check_whole
 from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
 from .state import own_generators
 
@@ -61,6 +61,7 @@ def lr_find(
         ValueError: a number is out of range, the loader is too short, the loss diverged within 16 steps, or what
             `fit` refuses.
     """
+    check_loader("loader", loader)
     check_fit(model, loader, loader, 1, optimizer, None, criterion)
     check_real("end", end, 0, open_low=True)
     check_real("start", start, 0, end, open_low=True)
