@@ -4,9 +4,11 @@ import ast
 import json
 import warnings
 
+import nbformat
 import pytest
 from conftest import ROOT
 
+from assignment.run_notebook import keep_outputs
 from eva_utils.utils.brief import BRIEFS
 from eva_utils.utils.checkpoint import load_verified
 from eva_utils.utils.history import History
@@ -79,6 +81,37 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     verdicts = {cell[0]: cell[-1] for cell in (line.strip("| ").split(" | ") for line in text.splitlines()) if cell}
     assert {verdicts[rule] for rule in KEPT[name]} == {"pass"}
     assert len(list((folder / "figures").iterdir())) == 6
+
+
+def notebook(*outputs, injected=False):
+    code = [nbformat.v4.new_code_cell(source) for source in ("!install", "epochs = 2", "epochs + 1")]
+    code[1].metadata.tags = ["parameters"]
+    for cell, texts in zip(code, outputs, strict=False):
+        cell.outputs = [nbformat.v4.new_output("stream", text=text) for text in texts]
+    if injected:
+        cell = nbformat.v4.new_code_cell("epochs = 1", metadata={"tags": ["injected-parameters"]})
+        code.insert(2, cell)
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# title"), *code])
+
+
+def test_outputs_go_to_the_cells_they_are_of():
+    saved = notebook()
+    for text in ("3\n", "2\n"):
+        keep_outputs(saved, notebook(["machine\n"], [], ["loading\n", text], injected=True), f"of {text}")
+    assert [cell.source for cell in saved.cells] == ["# title", "!install", "of 2\n", "epochs = 2", "epochs + 1"]
+    shown = [[output.text for output in cell.outputs] for cell in saved.cells if cell.cell_type == "code"]
+    assert shown == [[], [], ["loading\n", "2\n"]]
+    nbformat.validate(saved)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_saved_outputs_are_small_and_say_what_they_are_of(path):
+    outputs = [output for cell in cells(path) for output in cell["outputs"]]
+    assert path.stat().st_size < 4e6 and not any(output["output_type"] == "error" for output in outputs)
+    if outputs:
+        assert any("JPEG-coded" in "".join(cell["source"]) for cell in cells(path, "markdown"))
+        assert all(cell["outputs"] for cell in cells(path) if "eva." in "".join(cell["source"]))
+        assert "/tmp/" not in json.dumps(outputs)
 
 
 REPORTED = [path.parent.name for path in sorted((ROOT / "assignment").glob("*/README.md"))]

@@ -1,7 +1,6 @@
 """A small vision transformer for 32x32 images (EVA8 S10), and how Grad-CAM reads its tokens."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,10 +21,13 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Multi-head self-attention: (N, T, width) to the same shape."""
+        """Multi-head self-attention: (N, T, width) to the same shape.
+
+        Written out, since `scaled_dot_product_attention` has a slow backward pass on a CPU in bfloat16.
+        """
         query, key, value = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.project(attended.transpose(1, 2).flatten(2))
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+        return self.project((scores.softmax(dim=3) @ value).transpose(1, 2).flatten(2))
 
 
 class ViT(nn.Module):
