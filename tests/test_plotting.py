@@ -48,6 +48,12 @@ def test_curves_show_the_rows_the_best_epoch_and_the_drops():
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
 
 
+def test_a_rate_that_falls_all_the_time_has_no_drops():
+    rates = [0.1, 0.4, 0.3, 0.2, 0.1]
+    loss, _ = plotting.plot_history(history(rates)).axes
+    assert not [line for line in loss.lines if line.get_linestyle() == ":"]
+
+
 def test_several_histories_share_a_figure():
     _, accuracy = plotting.plot_history({"batch": history([0.1] * 5), "layer": history([0.1] * 6, shift=2.0)}).axes
     found = labels(accuracy)

@@ -65,6 +65,8 @@ def _tidy(axis: "Axes") -> None:
 def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
     """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
 
+    A rate that falls in more than every other epoch, as in one cycle, has no drops to mark.
+
     Args:
         history: what `fit` returned, or several by name, to compare them.
         tested: what the images are called that the run was tested on, as "validation".
@@ -91,7 +93,7 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
             label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
             (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
             ring.set(markersize=11, fillstyle="none")
-            if len(runs) == 1:
+            if len(runs) == 1 and 2 * len(drops) <= len(epochs):
                 for place, epoch in enumerate(drops):
                     line = axis.axvline(epoch - 0.5, color=GREY, linewidth=1, linestyle=":")
                     line.set_label("_" if place else "rate drops")
