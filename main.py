@@ -67,6 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Train an image classifier, or score a finished run again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    switch = argparse.BooleanOptionalAction
     parser.add_argument(
         "--assignment",
         help=f"set every option as this assignment asks and audit the run: {', '.join(BRIEFS)}; others given win",
@@ -87,19 +88,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--model", default="small_resnet", help=f"architecture: {', '.join(eva.list_models())}")
     model.add_argument("--norm", default="layer", help=f"normalization, the only one in it: {', '.join(NORMS)}")
     model.add_argument("--last-stride", type=int, help="stride of a ResNet's layer4, 1 or 2; 1 keeps 8x8 maps")
-    model.add_argument("--standardize", action="store_true", help="standardize the weights of the convolutions")
+    model.add_argument(
+        "--standardize", action=switch, default=False, help="standardize the weights of the convolutions"
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=10, help="in all, those of a resumed run included")
     training.add_argument("--optimizer", default="sgd", help=f"one of {', '.join(OPTIMIZERS)}")
     training.add_argument("--lr", type=float, default=0.01, help="learning rate at the start")
     training.add_argument("--momentum", type=float, default=0.9, help="of SGD, and Adam's first beta")
     training.add_argument("--weight-decay", type=float, default=0.0, help="of weights, not of norms and biases")
-    training.add_argument("--nesterov", action="store_true", help="SGD with Nesterov's momentum")
+    training.add_argument("--nesterov", action=switch, default=False, help="SGD with Nesterov's momentum")
     training.add_argument("--label-smoothing", type=float, default=0.0, help="of the cross entropy that is trained on")
     training.add_argument("--scheduler", default="plateau", help=f"one of {', '.join(SCHEDULERS)}")
     training.add_argument("--lr-min", type=float, help="rate at which one_cycle begins and ends; --lr / 10 if left out")
     training.add_argument("--peak-epoch", type=float, default=5, help="epochs after which one_cycle reaches --lr")
-    training.add_argument("--annihilate", action="store_true", help="let one_cycle end near 0 and not at --lr-min")
+    training.add_argument(
+        "--annihilate", action=switch, default=False, help="let one_cycle end near 0 and not at --lr-min"
+    )
     training.add_argument("--factor", type=float, default=0.1, help="by which the plateau schedule cuts the rate")
     training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss before a cut")
     training.add_argument("--threshold", type=float, default=1e-4, help="share by which the loss must be lower")

@@ -40,6 +40,7 @@ setup(
             "ipykernel>=6",  # runs the notebooks
             "markdown-it-py>=3",  # renders a report, to see that names inject nothing
             "papermill>=2.4",  # executes the notebooks with parameters
+            "nbformat>=5.2",  # saves what they show
             "torch-lr-finder>=0.2",  # the reference that the learning-rate finder is compared with
             "tensorboard>=2.14",  # reads back what is written for it
             "timm>=1.0",  # other people's models, trained and explained unchanged

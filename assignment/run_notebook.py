@@ -2,11 +2,13 @@
 
     python assignment/run_notebook.py eva8_s10 --data cifar10-images
 
-The run and its report are left in runs/eva8_s10; after an interruption the same command goes on. The cells
-keep their code, which downloads CIFAR-10, and a line above the outputs says what they are of.
+The run and its report are left in runs/eva8_s10; after an interruption the same command goes on, and the log
+in the notebook begins there. The cells keep their code, which downloads CIFAR-10, and a line above the outputs
+says what they are of. Needs the `test` extra.
 """
 
 import argparse
+import copy
 import os
 import re
 import warnings
@@ -23,13 +25,19 @@ NOTE = "outputs"  # tag of the line
 
 
 def keep_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNode, line: str) -> None:
-    """Give each code cell what the same cell of the executed notebook shows, but for the installation's."""
+    """Give each code cell what the same cell of the executed notebook shows, but for the installation's.
+
+    Raises:
+        ValueError: a cell was edited since.
+    """
     notebook.cells = [cell for cell in notebook.cells if NOTE not in cell.metadata.get("tags", [])]
     mine = [cell for cell in notebook.cells if cell.cell_type == "code"]
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
     theirs = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for number, (cell, shown) in enumerate(zip(mine, theirs, strict=True)):
-        cell.outputs = shown.outputs if number else []
+        if cell.source != shown.source:
+            raise ValueError(f"code cell {number} was edited since: {shown.source!r} is now {cell.source!r}")
+        cell.outputs = as_shown(shown.outputs) if number else []
         cell.execution_count = number + 1
         for output in cell.outputs:
             if "execution_count" in output:
@@ -42,6 +50,20 @@ def keep_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNod
     notebook.cells.insert(parameters, note)
 
 
+def as_shown(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Return outputs with the pieces of a stream put together, and of a progress bar what is left to be seen."""
+    merged: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and merged[-1].get("name") == output.name:
+            merged[-1].text += output.text
+        else:
+            merged.append(copy.deepcopy(output))
+    for output in merged:
+        if output.output_type == "stream":
+            output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+    return merged
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=sorted(path.stem for path in ROOT.glob("assignment/*/*.ipynb")))
@@ -49,8 +71,8 @@ def main() -> None:
     args = parser.parse_args()
     above = ROOT / "runs"  # stands for the folder above the clone
     above.mkdir(exist_ok=True)
-    if not (above / "eva_utils").exists():
-        (above / "eva_utils").symlink_to(ROOT, target_is_directory=True)
+    if not (above / "eva_utils").is_symlink():
+        (above / "eva_utils").symlink_to("..", target_is_directory=True)
     path = ROOT / "assignment" / args.name / f"{args.name}.ipynb"
     executed = papermill.execute_notebook(
         str(path),

@@ -14,7 +14,6 @@ KINDS = {
     "normalization": ("group_norm", "batch_norm", "layer_norm"),
     "pooling": ("max_pool", "amax", "mean", "scatter"),
     "activations and additions": ("clamp_min", "threshold", "aten::add", "gelu"),
-    "weight standardization": ("var_mean", "rsqrt"),
     "augmentation and normalization of pixels": ("gather", "index", "flip", "grid_sampler", "sub", "div"),
     "optimizer": ("sgd", "foreach"),
     "copies and casts": ("copy_", "fill_", "zero_"),

@@ -1,7 +1,7 @@
 """Time to what the EVA6 S8 team reached at epoch 39, with LayerNorm only: read from the records of three runs.
 
-The runs are `python main.py --assignment speedrun --seed N --out runs/speedrun-N`, on a machine left alone; their
-records are kept in benchmarks/records.
+The runs are `python main.py --assignment speedrun --data cifar10-images --seed N --out runs/speedrun-N`, on a
+machine left alone; their records are kept in benchmarks/records.
 """
 
 import json
@@ -21,7 +21,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", help="folder of finished runs, to be recorded first")
     args = parser.parse_args()
-    rows, lasts, minutes, machines = [], [], [], set()
+    rows, lasts, minutes, machines, recipes = [], [], [], set(), set()
     for seed in args.seeds:
         record = common.ROOT / "benchmarks" / "records" / f"speedrun-{seed}"
         if args.runs:
@@ -30,11 +30,14 @@ def main():
                 shutil.copy(f"{args.runs}/speedrun-{seed}/{name}", record)
         history = History.from_json((record / "history.json").read_text(encoding="utf-8"))
         command = json.loads((record / "command.json").read_text(encoding="utf-8"))["commands"][0]
+        recipes.add(str({key: history.settings[key] for key in ("model", "train_loader", "optimizer", "scheduler")}))
         lasts.append(history.rows[-1]["test_accuracy"])
         minutes.append(sum(row["seconds"] for row in history.rows) / 60)
         machines.add(f"{history.settings['machine']}, {history.settings['threads']} threads")
         figure = f"{lasts[-1]:.2f}% ± {plus_minus(lasts[-1], 10_000):.2f} after {minutes[-1]:.1f} minutes"
         rows.append(common.Row(f"seed {seed}: `{command}`", figure))
+    if len(recipes) > 1:
+        raise SystemExit(f"the records are of {len(recipes)} recipes, which have no mean")
     rows += [
         common.Row("mean accuracy of the last epoch", f"{mean(lasts):.2f}%", f"≥ {GOAL}%", mean(lasts) >= GOAL),
         common.Row(

@@ -11,6 +11,7 @@ from torchvision import models as tv
 
 from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
+from eva_utils.models.resnet import StandardizedConv2d
 from eva_utils.utils.brief import BRIEFS, Audit, Brief, audit, find_brief
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
@@ -214,9 +215,10 @@ def test_a_hidden_batch_norm_is_found(data):
         [nn.InstanceNorm2d(8)],
         [nn.GroupNorm(1, 8), Sneaky()],
         [nn.GroupNorm(1, 8), nn.LocalResponseNorm(2)],
+        [StandardizedConv2d(8, 8, 3)],
         [],
     ],
-    ids=["batch", "group", "instance", "functional", "response", "none"],
+    ids=["batch", "group", "instance", "functional", "response", "weights", "none"],
 )
 def test_other_norms_and_none_fail(data, layers):
     model = normed(*layers)

@@ -287,7 +287,7 @@ def test_a_cosine_counted_in_batches_is_refused(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     loader = [(IMAGES, LABELS)] * 3
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=6)
-    with pytest.raises(ValueError, match=r"T_max=6\) counts the batches of the run.*build it with T_max=2"):
+    with pytest.raises(ValueError, match=r"T_max=6\) counts the run's batches.*build it with T_max=2"):
         engine.fit(tiny_net, loader, loader, epochs=2, optimizer=optimizer, scheduler=cosine, **QUIET)
     checks.check_fit(tiny_net, loader, loader, 6, optimizer, cosine, None)
     checks.check_fit(tiny_net, loader[:1], loader, 6, optimizer, cosine, None)

@@ -48,10 +48,19 @@ def test_curves_show_the_rows_the_best_epoch_and_the_drops():
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
 
 
-def test_a_rate_that_falls_all_the_time_has_no_drops():
-    rates = [0.1, 0.4, 0.3, 0.2, 0.1]
+@pytest.mark.parametrize(
+    ("rates", "drops"),
+    [
+        ([0.1, 0.4, 0.3, 0.2, 0.1], []),  # one cycle
+        ([0.1, 0.2, 0.3, 0.4, 0.3], []),  # one that was cut short
+        ([0.4, 0.3, 0.2, 0.1], []),
+        ([0.1, 0.01, 0.01], [1.5]),
+        ([0.05, 0.1, 0.1, 0.01, 0.001, 0.001], [3.5, 4.5]),  # a warmup, then two cuts running
+    ],
+)
+def test_a_rate_that_falls_all_the_time_has_no_drops(rates, drops):
     loss, _ = plotting.plot_history(history(rates)).axes
-    assert not [line for line in loss.lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == drops
 
 
 def test_several_histories_share_a_figure():

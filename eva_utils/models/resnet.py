@@ -21,8 +21,8 @@ class StandardizedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.permute(0, 2, 3, 1)  # as a channels last weight lies in memory
-        weight = (2 / weight[0].numel()) ** 0.5 * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
+        weight = self.weight.permute(0, 2, 3, 1)  # as it lies in memory in channels last, so in half precision
+        weight = (2 / weight.shape[1:].numel()) ** 0.5 * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
         return self._conv_forward(x, weight.permute(0, 3, 1, 2), self.bias)
 
 

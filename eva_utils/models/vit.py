@@ -1,7 +1,18 @@
 """A small vision transformer for 32x32 images (EVA8 S10), and how Grad-CAM reads its tokens."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(query keyᵀ / √d) value, each (N, heads, T, d).
+
+    Written out on a CPU, where the backward pass of torch's fused one is slow (benchmarks/attention.py).
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value)
+    return ((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)).softmax(dim=3) @ value
 
 
 class Block(nn.Module):
@@ -21,13 +32,9 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Multi-head self-attention: (N, T, width) to the same shape.
-
-        Written out, since `scaled_dot_product_attention` has a slow backward pass on a CPU in bfloat16.
-        """
+        """Multi-head self-attention: (N, T, width) to the same shape."""
         query, key, value = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
-        return self.project((scores.softmax(dim=3) @ value).transpose(1, 2).flatten(2))
+        return self.project(attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class ViT(nn.Module):

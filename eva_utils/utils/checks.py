@@ -95,8 +95,8 @@ def check_fit(
         )
     if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * len(train_loader) > epochs:
         raise ValueError(
-            f"CosineAnnealingLR(T_max={scheduler.T_max}) counts the batches of the run, and it steps once an epoch; "
-            f"build it with T_max={epochs}"
+            f"CosineAnnealingLR(T_max={scheduler.T_max}) counts the run's batches, as it seems, and steps once an "
+            f"epoch; build it with T_max={epochs}"
         )
     if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
         raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")

@@ -60,6 +60,7 @@ def lr_find(
     Raises:
         ValueError: a number is out of range, the loader is too short, the loss diverged within 16 steps, or what
             `fit` refuses.
+        TypeError: an argument is not what its name says.
     """
     check_loader("loader", loader)
     check_fit(model, loader, loader, 1, optimizer, None, criterion)

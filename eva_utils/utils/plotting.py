@@ -62,10 +62,16 @@ def _tidy(axis: "Axes") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _drops(rates: list[float]) -> list[int]:
+    """Return the places of a rate that falls, having held the place before or holding the place after."""
+    holds = [False, *(now == before for before, now in pairwise(rates)), False]  # whether it is as one place before
+    return [at for at in range(1, len(rates)) if rates[at] < rates[at - 1] and (holds[at - 1] or holds[at + 1])]
+
+
 def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
     """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
 
-    A rate that falls in more than every other epoch, as in one cycle, has no drops to mark.
+    A rate drops if it falls and held before or holds then; that of one cycle falls all the time.
 
     Args:
         history: what `fit` returned, or several by name, to compare them.
@@ -84,7 +90,7 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         colours = (BLUE, ORANGE) if len(runs) == 1 else (COLOURS[number % len(COLOURS)],) * 2
         best = run.best
         epochs = [row["epoch"] for row in run.rows]
-        drops = [now["epoch"] for before, now in pairwise(run.rows) if now["lr"] < before["lr"]]
+        drops = _drops([row["lr"] for row in run.rows])
         for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
             train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
             dots = "." if len(epochs) <= 60 else None
@@ -93,9 +99,9 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
             label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
             (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
             ring.set(markersize=11, fillstyle="none")
-            if len(runs) == 1 and 2 * len(drops) <= len(epochs):
+            if len(runs) == 1:
                 for place, epoch in enumerate(drops):
-                    line = axis.axvline(epoch - 0.5, color=GREY, linewidth=1, linestyle=":")
+                    line = axis.axvline(epochs[epoch] - 0.5, color=GREY, linewidth=1, linestyle=":")
                     line.set_label("_" if place else "rate drops")
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
