@@ -88,7 +88,7 @@ def checkpoint_seconds(rounds):
 
 def main():
     parser = common.parser(__doc__, rounds=7)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument(
         "--speed", type=float, default=170, help="images/s at which ResNet18 trains here (fit_speed.py)"
