@@ -6,7 +6,8 @@
 Each test image loses a share of its pixels to the mean colour: those highest in its own map for the predicted
 class; those highest in another image's map, which lie where objects often do; those of random noise as coarse as
 the map; or as many random pixels. A map that says where the class is seen costs more accuracy than the other two
-of its kind. Scattered pixels are no control for it: they disturb every receptive field. https://arxiv.org/abs/1806.07421
+of its kind. Scattered pixels are no control for it: they disturb every receptive field. Once the object is gone,
+18% of an image of shapes, what else goes tells nothing more. https://arxiv.org/abs/1806.07421
 """
 
 import argparse
