@@ -49,6 +49,8 @@ class Parser(argparse.ArgumentParser):
                 self.set_defaults(last_stride=None)
             if given.lr != options["lr"]:
                 self.set_defaults(lr_min=None)
+            if given.epochs != options["epochs"] and "peak_epoch" in options:
+                self.set_defaults(peak_epoch=min(options["peak_epoch"], given.epochs / 2))
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
@@ -144,7 +146,7 @@ def build(chosen: dict, classes: int, side: int | None = None):
 def make_parts(args: argparse.Namespace, data: Data | None = None):
     """Return model, optimizer, scheduler and criterion for the data, or refuse a wrong name or number before it."""
     eva.seed_everything(args.seed)
-    batches = len(data.train) if data else 1
+    batches = len(data.train) if data else 100  # any number will do to refuse what is wrong with every one
     model = build(vars(args), len(data.classes), image_side(data)) if data else build(vars(args), 10)
     place = pick_device(args.device)
     optimizer = make_optimizer(

@@ -70,6 +70,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of images, see load_data")
     args = parser.parse_args()
     above = ROOT / "runs"  # stands for the folder above the clone
+    if not Path(args.data).is_dir():
+        parser.error(f"no such folder: {args.data}")
+    if (above / args.name / "README.md").exists():
+        parser.error(f"runs/{args.name} holds a finished run; remove it to run the notebook again")
     above.mkdir(exist_ok=True)
     if not (above / "eva_utils").is_symlink():
         (above / "eva_utils").symlink_to("..", target_is_directory=True)

@@ -87,12 +87,13 @@ def test_help_lists_titled_groups_with_defaults():
 
 
 def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
-    small = ("--data", "shapes", "--limit", 40, "--model", "small_resnet", "--epochs", 6, "--out", tmp_path / "run")
+    small = ("--data", "shapes", "--limit", 40, "--model", "small_resnet", "--epochs", 4, "--out", tmp_path / "run")
     printed = run("--assignment", "eva8_s7", *small, "--no-annihilate")
     options = json.loads((tmp_path / "run" / "command.json").read_text())["options"]
     assert (options["recipe"], options["norm"], options["batch_size"]) == ("eva8_s7", "batch", 128)
     assert (options["nesterov"], options["annihilate"]) == (True, False)
-    assert (options["data"], options["model"], options["epochs"]) == ("shapes", "small_resnet", 6)
+    assert (options["data"], options["model"], options["epochs"]) == ("shapes", "small_resnet", 4)
+    assert options["peak_epoch"] == 2
     assert "pass         notebook" in printed and "FAIL         epochs" in printed
 
 

@@ -58,6 +58,11 @@ def one_cycle(
     check_real("lr_max", lr_max, 0, open_low=True)
     check_real("lr_min", lr_min, 0, lr_max, open_low=True)
     check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
+    if peak_epoch * steps_per_epoch <= 1:
+        raise ValueError(
+            f"peak_epoch={peak_epoch:g} is no later than the first batch, with {steps_per_epoch} to an epoch; make the "
+            "batches smaller, or the peak later"
+        )
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=lr_max,
