@@ -43,7 +43,8 @@ def process_group() -> Iterator[None]:
     else:
         dist.init_process_group("gloo")
     yield
-    # Not after an error: nccl would wait in it for the other processes, which wait for this one to end.
+    # Not after an error: this process would wait for the others, which wait for it to end.
+    dist.barrier()  # none hangs up on one that is still at work
     dist.destroy_process_group()
 
 
