@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TinyNet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -204,8 +204,9 @@ def test_no_mistakes_to_show(tmp_path, own_data):
 NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(
-    st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+    st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1)  # Cn: viewers replace some
     | st.text("<>|`*_[]()!#~\\&$:/w.ab1 -+")
 )
 def test_escaped_text_is_shown_as_it_is(name):
