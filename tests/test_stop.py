@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM finish the batch, keep the finished epochs and give the kernel back."""
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -56,18 +58,60 @@ def test_a_second_one_stops_at_once():
     assert len(history) == 1 and loader.asked[-1] == (2, 2)  # not even handed to the model
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_worker_that_dies_while_it_hands_a_batch_over_is_named(error):
-    class Dying(Signalling):
-        def __iter__(self):
-            yield from super().__iter__()
-            if self.epoch == 2:
-                raise error
+class Dying(Signalling):
+    """A loader that fails after its second epoch."""
 
-    loader = Dying(signal.SIGTERM, (9, 9))
+    def __init__(self, fail):
+        super().__init__(signal.SIGTERM, (9, 9))
+        self.fail = fail
+
+    def __iter__(self):
+        yield from super().__iter__()
+        if self.epoch == 2:
+            self.fail()
+
+
+def lose_the_other_end(act):
+    here, there = multiprocessing.Pipe()
+    there.close()
+    act(here)
+
+
+@pytest.mark.parametrize("act", [lambda here: here.recv(), lambda here: here.send(1)], ids=["end", "broken"])
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_named(act):
+    loader = Dying(lambda: lose_the_other_end(act))
     with pytest.raises(RuntimeError, match="a DataLoader worker exited unexpectedly while it handed") as caught:
         engine.fit(TinyNet(), loader, loader.batches, epochs=3, **QUIET)
     assert len(caught.value.history) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs an interval timer")
+def test_the_message_of_a_signal_that_comes_a_little_later_is_the_one_told():
+    """As torch's of a dead worker, which may come after the connection to it is lost."""
+
+    def tell(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def fail():
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        lose_the_other_end(lambda here: here.recv())
+
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        loader = Dying(fail)
+        with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid 7\) is killed"):
+            engine.fit(TinyNet(), loader, loader.batches, epochs=3, **QUIET)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_lost_connection_of_the_dataset_is_not_laid_on_a_worker():
+    def fail():
+        raise ConnectionResetError("the server of the images hung up")
+
+    loader = Dying(fail)
+    with pytest.raises(ConnectionResetError, match="the server of the images hung up"):
+        engine.fit(TinyNet(), loader, loader.batches, epochs=3, **QUIET)
 
 
 def test_handlers_are_put_back_after_a_run_and_after_an_error():

@@ -2,8 +2,10 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -77,5 +79,8 @@ class Stoppable:
                 if self.stop.agreed(number):
                     raise KeyboardInterrupt
         except (ConnectionError, EOFError) as error:
+            if not any("multiprocessing" in frame.filename for frame in extract_tb(error.__traceback__)):
+                raise  # the dataset's own
+            time.sleep(1)  # torch names the dead worker in a signal handler, which may be yet to run
             message = f"a DataLoader worker exited unexpectedly while it handed a batch over ({error})"
             raise RuntimeError(message) from error
