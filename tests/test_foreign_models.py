@@ -57,3 +57,13 @@ def test_a_torchvision_transformer_is_explained_through_its_tokens():
     )(images)
     (found,) = maps.values()
     assert found.shape == (2, 32, 32) and found.max() == 1
+
+
+def test_a_swin_transformer_wants_its_channels_moved_to_where_a_map_has_them():
+    model = torchvision.models.swin_t(weights=None, num_classes=3)
+    images = torch.randn(2, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"'features.3' gives \(2, 8, 8, 192\) .* if it is \(N, h, w, C\), pass"):
+        GradCAM(model, ["features.3"])(images)
+    cam = GradCAM(model, ["features.3"], reshape=lambda output: output.permute(0, 3, 1, 2))
+    assert cam.sizes(images) == {"features.3": (8, 8)} and cam(images)["features.3"].shape == (2, 64, 64)
+    assert GradCAM(model).sizes(images) == {"features.0.0": (16, 16)}

@@ -170,7 +170,7 @@ class GradCAM:
         for name, gradient in zip(layers, gradients, strict=True):
             if gradient is None:
                 raise ValueError(_unreached(name))
-            activation, gradient = (self._as_map(part.detach(), name) for part in (outputs[name], gradient))
+            activation, gradient = (self._shape(part.detach()) for part in (outputs[name], gradient))
             weights = gradient.mean(dim=(2, 3), keepdim=True)
             maps[name] = (weights * activation).sum(dim=1).relu().float()
         return maps
@@ -181,21 +181,25 @@ class GradCAM:
             return own(output)
         return output if self.reshape is None else self.reshape(output)
 
-    def _as_map(self, output: Tensor, name: str) -> Tensor:
-        shaped = self._shape(output)
-        if shaped.ndim != 4:
+    def _check_map(self, output: Tensor, name: str, images: Tensor) -> None:
+        shape = tuple(self._shape(output).shape)
+        if len(shape) != 4:
             raise ValueError(
-                f"layer {name!r} gives {tuple(shaped.shape)} and not a map (N, C, h, w); choose a layer before it, or "
+                f"layer {name!r} gives {shape} and not a map (N, C, h, w); choose a layer before it, or "
                 "pass reshape= to make a map of it"
             )
-        return shaped
+        if self.reshape is None and not _has_form_of(images, shape):
+            raise ValueError(
+                f"layer {name!r} gives {shape} for images {tuple(images.shape)}, whose form no map (N, C, h, w) of "
+                "that shape has; if it is (N, h, w, C), pass reshape=lambda output: output.permute(0, 3, 1, 2)"
+            )
 
     def _check_run(self, layers: list[str], outputs: dict[str, Tensor], logits: Any, images: Tensor) -> None:
         idle = [name for name in layers if name not in outputs]
         if idle:
             raise ValueError(f"layer {idle[0]!r} exists and never runs in forward(); choose another")
         for name in layers:
-            self._as_map(outputs[name], name)
+            self._check_map(outputs[name], name, images)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {found}; Grad-CAM needs logits (N, classes)")
@@ -209,7 +213,8 @@ class GradCAM:
         def note(name: str):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 shaped = self._shape(output) if isinstance(output, Tensor) else None
-                if shaped is not None and shaped.ndim == 4 and min(shaped.shape[2:]) >= LEAST_SIDE:
+                is_map = shaped is not None and shaped.ndim == 4 and _has_form_of(images, tuple(shaped.shape))
+                if shaped is not None and is_map and min(shaped.shape[2:]) >= LEAST_SIDE:
                     found.append(name)
 
             return hook
@@ -229,6 +234,12 @@ class GradCAM:
                 f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"
             )
         return found[-1]
+
+
+def _has_form_of(images: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the last two sides of a shape are to each other as those of the images, up to two pixels of padding."""
+    (height, width), (rows, columns) = images.shape[2:], shape[2:]
+    return abs(rows * width - columns * height) <= 2 * max(height, width)
 
 
 def _unreached(name: str) -> str:
