@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import shutil
 import struct
 
 import cv2
@@ -184,6 +185,33 @@ def test_a_folder_is_looked_for_in_root_too(tiny_imagenet):
 def test_half_unpacked_tiny_imagenet_names_what_is_missing(missing, tiny_imagenet):
     (tiny_imagenet / missing).unlink()
     with pytest.raises(ValueError, match=rf"is half unpacked: {missing} missing; unpack tiny-imagenet-200\.zip again"):
+        load_data(tiny_imagenet)
+
+
+@pytest.mark.parametrize(
+    "emptied", ["wnids.txt", "val/val_annotations.txt", f"train/{NUMBERS[1]}/{NUMBERS[1]}_boxes.txt"]
+)
+def test_an_empty_list_of_tiny_imagenet_is_named(emptied, tiny_imagenet):
+    (tiny_imagenet / emptied).write_text("\n")
+    with pytest.raises(ValueError, match=rf"is half unpacked: {emptied} is empty; unpack"):
+        load_data(tiny_imagenet)
+
+
+@pytest.mark.parametrize(
+    ("cut", "more"), [("val/val_annotations.txt", 4), (f"train/{NUMBERS[1]}/{NUMBERS[1]}_boxes.txt", 2)]
+)
+def test_a_list_of_tiny_imagenet_that_was_cut_is_noticed_by_the_images(cut, more, tiny_imagenet):
+    (tiny_imagenet / cut).write_text((tiny_imagenet / cut).read_text().splitlines(keepends=True)[0])
+    (tiny_imagenet / "val" / "images" / "._val_0.JPEG").touch()  # as macOS leaves them
+    images = f"{cut.rsplit('/', 1)[0]}/images"
+    with pytest.raises(ValueError, match=rf"unpacked: {images}/\w+\.JPEG and {more} more images not in the list that"):
+        load_data(tiny_imagenet)
+
+
+def test_a_tiny_imagenet_of_its_training_folders_alone_is_half_unpacked(tiny_imagenet):
+    (tiny_imagenet / "wnids.txt").unlink()
+    shutil.rmtree(tiny_imagenet / "val")
+    with pytest.raises(ValueError, match=r"is half unpacked: wnids\.txt missing"):
         load_data(tiny_imagenet)
 
 

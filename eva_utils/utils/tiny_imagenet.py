@@ -14,7 +14,8 @@ Listing = tuple[list[Path], Tensor]
 def is_tiny_imagenet(folder: Path) -> bool:
     """Whether a folder is TinyImageNet's as unpacked, or a part of it, and not rearranged into test/<class>/."""
     rearranged = any(path.is_dir() and path.name != "images" for path in (folder / "test").glob("*"))
-    return not rearranged and ((folder / "wnids.txt").exists() or (folder / _ANNOTATIONS).exists())
+    named = (folder / "wnids.txt").exists() or (folder / _ANNOTATIONS).exists()
+    return not rearranged and (named or any(path.is_dir() for path in folder.glob("train/n????????/images")))
 
 
 def read_tiny_imagenet(folder: Path) -> tuple[Listing, Listing, list[str]]:
@@ -53,24 +54,33 @@ def read_tiny_imagenet(folder: Path) -> tuple[Listing, Listing, list[str]]:
 
 
 def _lines(folder: Path, name: Path) -> list[str]:
-    """Return a file's lines that are not empty."""
+    """Return a file's lines that are not empty, at least one."""
     try:
         text = (folder / name).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise _half_unpacked(folder, name) from None
-    return [line for line in text.splitlines() if line.strip()]
+        raise _half_unpacked(folder, f"{name} missing") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise _half_unpacked(folder, f"{name} is empty")
+    return lines
 
 
 def _listing(folder: Path, files: list[tuple[Path, int]]) -> Listing:
+    listed = {path for path, _ in files}
     there = {
-        parent: {path.name for path in (folder / parent).glob("*")} for parent in {path.parent for path, _ in files}
+        parent / path.name for parent in {path.parent for path in listed} for path in (folder / parent).glob("*.JPEG")
     }
-    missing = [path for path, _ in files if path.name not in there[path.parent]]
-    if missing or not files:
-        raise _half_unpacked(folder, missing[0] if missing else Path("val"), len(missing))
+    missing, unlisted = sorted(listed - there), sorted(path for path in there - listed if not path.name.startswith("."))
+    if missing:
+        raise _half_unpacked(folder, f"{_first_of(missing)} missing")
+    if unlisted:
+        raise _half_unpacked(folder, f"{_first_of(unlisted)} not in the list that names the images of that folder")
     return [folder / path for path, _ in files], torch.tensor([label for _, label in files])
 
 
-def _half_unpacked(folder: Path, missing: Path, count: int = 1) -> ValueError:
-    others = f" and {count - 1} more images" if count > 1 else ""
-    return ValueError(f"{folder} is half unpacked: {missing}{others} missing; unpack tiny-imagenet-200.zip again")
+def _first_of(paths: list[Path]) -> str:
+    return f"{paths[0]}" + (f" and {len(paths) - 1} more images" if len(paths) > 1 else "")
+
+
+def _half_unpacked(folder: Path, what: str) -> ValueError:
+    return ValueError(f"{folder} is half unpacked: {what}; unpack tiny-imagenet-200.zip again")
