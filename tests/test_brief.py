@@ -453,7 +453,8 @@ def test_a_misspelt_brief_is_told_the_nearest():
         ({"epochs": "2"}, "epochs is a whole number from 1 up, not '2'"),
         ({"optimizer": "sgd"}, "optimizer 'sgd' of a brief is a class name: 'SGD'"),
         ({"scheduler": "OneCycle"}, "scheduler 'OneCycle' of a brief is a class name: 'OneCycleLR'"),
-        ({"optimizer": "SDG"}, "optimizer 'SDG' of a brief is a class name: 'SGD'"),
+        ({"scheduler": "one_cycle"}, "scheduler 'one_cycle' of a brief is a class name: 'OneCycleLR'"),
+        ({"criterion": "cross_entropy"}, "criterion 'cross_entropy' of a brief is a class name: 'CrossEntropyLoss'"),
         ({"scheduler": "onecyclelr"}, "scheduler 'onecyclelr' of a brief is a class name: 'OneCycleLR'"),
         ({"title": " "}, "a brief needs a title and an objective"),
     ],
@@ -461,6 +462,12 @@ def test_a_misspelt_brief_is_told_the_nearest():
 def test_a_brief_that_cannot_be_meant_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Brief(**{"title": "title", "objective": "objective", **wrong})
+
+
+@pytest.mark.parametrize("own", [{"criterion": "FocalLoss"}, {"optimizer": "Lion"}, {"scheduler": "Counter"}])
+def test_a_brief_may_name_a_class_of_the_students_own(own, data):
+    found = only(audit(Brief("title", "objective", **own), record(data, small()), small(), data))
+    assert found.verdict == "FAIL"
 
 
 def test_lists_in_a_brief_are_as_good_as_tuples(data):

@@ -1,6 +1,5 @@
 """An assignment's rules as data, and the audit of a run against them."""
 
-import difflib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,14 +73,26 @@ class Brief:
         for name in ("epochs", "batch_size", "peak_epoch", "depth", "misclassified", "correct", "least_map"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
-        for name, known in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler), ("criterion", nn)):
-            value, names = getattr(self, name), [found for found in dir(known) if found[0].isupper()]
-            lower = {found.lower(): found for found in names}
-            near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.65) if value else []
-            if near and value not in names:  # a class of the student's own is called otherwise
-                raise ValueError(f"{name} {value!r} of a brief is a class name: {lower[near[0]]!r}")
+        for name, (place, kind) in _CLASSES.items():
+            value = getattr(self, name)
+            known = [found for found, part in vars(place).items() if isinstance(part, type) and issubclass(part, kind)]
+            short = {_shortened(found): found for found in known}
+            if value is not None and value not in known and _shortened(value) in short:
+                raise ValueError(f"{name} {value!r} of a brief is a class name: {short[_shortened(value)]!r}")
         if self.norm is not None and self.norm not in rules.NORMALIZATIONS:
             raise unknown_name("normalization", self.norm, rules.NORMALIZATIONS)
+
+
+_CLASSES = {
+    "optimizer": (torch.optim, torch.optim.Optimizer),
+    "scheduler": (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
+    "criterion": (nn, nn.modules.loss._Loss),
+}
+
+
+def _shortened(name: str) -> str:
+    """Return what is left of a class's name in other spellings of it: "onecycle" of OneCycleLR and of one_cycle."""
+    return name.lower().replace("_", "").replace(" ", "").removesuffix("lr").removesuffix("loss")
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
