@@ -92,6 +92,13 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
         raise TypeError(
             "ReduceLROnPlateau follows the losses of a run; plot_schedule(history) draws what it made of them"
         )
+    if isinstance(scheduler, optim.lr_scheduler.OneCycleLR):
+        left = scheduler.total_steps - scheduler.last_epoch
+        if steps > left:
+            raise ValueError(
+                f"OneCycleLR has {left} of its {scheduler.total_steps} steps left, not {steps}; build optimizer and "
+                "scheduler anew, or ask for fewer"
+            )
     state = copy.deepcopy(scheduler.state_dict())
     groups = [
         {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
