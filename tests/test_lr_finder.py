@@ -11,7 +11,7 @@ import torch
 from conftest import TinyNet, random_batches
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from eva_utils.utils.data import load_data
 from eva_utils.utils.lr_finder import _steepest, lr_find
@@ -55,12 +55,22 @@ def test_the_suggestion_is_where_the_loss_falls_fastest():
     rates, losses, suggestion = lr_find(model, loader, optimizer, end=0.1, steps=50, **QUIET)
     assert rates[0] == 1e-6 and rates[-1] == pytest.approx(0.1) and len(rates) == len(losses) == 50
     assert all(b / a == pytest.approx(1e5 ** (1 / 49)) for a, b in itertools.pairwise(rates))
+    raw = [losses[0], *((b - 0.95 * a) / 0.05 for a, b in itertools.pairwise(losses))]
+    weights = [0.95 ** np.arange(step, -1, -1) for step in range(50)]
+    losses = [float(np.average(raw[: len(weight)], weights=weight)) for weight in weights]
     last = min(losses.index(min(losses)), 44)
     slopes = {}
     for place in range(10, last + 1):
         left, right = max(place - 1, 10), min(place + 1, last)
         slopes[rates[place]] = (losses[right] - losses[left]) / (math.log(rates[right]) - math.log(rates[left]))
     assert suggestion == min(slopes, key=slopes.get)
+
+
+@pytest.mark.parametrize("first", [2.3, 3.2])
+def test_a_first_batch_that_is_hard_suggests_nothing(first):
+    """At 5% a batch the running mean falls for long towards losses that are all the same."""
+    losses = [2.3 + (first - 2.3) * 0.95**step for step in range(60)]
+    assert _steepest([10 ** (-6 + step / 10) for step in range(60)], losses) is None
 
 
 def curve(points):
@@ -111,6 +121,44 @@ def test_our_loaders_are_left_in_their_epoch():
     assert data.train.epoch == 3 and torch.equal(data.train.order(), order)
 
 
+class Drawn(Dataset):
+    """Images that each worker draws from its own generator."""
+
+    def __len__(self):
+        return 88
+
+    def __getitem__(self, index):
+        return torch.randn(3, 8, 8), index % 4
+
+
+def test_workers_that_persist_are_left_where_they_were():
+    model, _, optimizer = parts()
+    seen = []
+    for finding in (False, True):
+        torch.manual_seed(3)
+        loader = DataLoader(Drawn(), batch_size=4, num_workers=1, persistent_workers=True)
+        list(loader)
+        if finding:
+            lr_find(model, loader, optimizer, steps=20, **QUIET)
+        seen.append(torch.cat([images for images, _ in loader]))
+        loader._iterator._shutdown_workers()
+    assert torch.equal(*seen)
+
+
+def test_a_criterion_with_state_is_left_as_it_was():
+    class Counting(nn.CrossEntropyLoss):
+        calls = 0
+
+        def forward(self, logits, labels):
+            self.calls += 1
+            return super().forward(logits, labels)
+
+    model, loader, optimizer = parts()
+    criterion = Counting(weight=torch.ones(4))
+    lr_find(model, loader, optimizer, criterion, steps=20, **QUIET)
+    assert criterion.calls == 0 and criterion.weight.tolist() == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("bad", ["diverges", "nan"])
 def test_it_stops_where_the_loss_diverges(bad):
     model, loader, optimizer = parts()
@@ -134,6 +182,7 @@ def test_it_stops_where_the_loss_diverges(bad):
         ({"start": 0}, "start is a number above 0 and below 1, not 0"),
         ({"start": 1, "end": 0.1}, "start is a number above 0 and below 0.1, not 1"),
         ({"steps": 5}, "steps is a whole number from 20 up, not 5"),
+        ({"criterion": nn.NLLLoss()}, r"the loss of batch \d+ is -.*; lr_find wants one that is never negative"),
         ({"start": 1e9, "end": 1e12}, "the loss diverged after .* steps, at a rate of"),
     ],
 )
@@ -174,6 +223,11 @@ def test_what_fit_refuses_is_refused():
         lr_find(model, loader, other, **QUIET)
     with pytest.raises(TypeError, match="criterion is a loss such as"):
         lr_find(model, loader, optimizer, nn.CrossEntropyLoss, **QUIET)
+    with pytest.raises(TypeError, match=r"lr_find takes the optimizer of the run to come, .*, not None"):
+        lr_find(model, loader, None, **QUIET)
+    grey = DataLoader([(torch.zeros(1, 8, 8), 0)] * 88, batch_size=4)
+    with pytest.raises(ValueError, match=r"the model takes images of 3 channels and these are \(4, 1, 8, 8\)"):
+        lr_find(model, grey, optimizer, **QUIET)
     with pytest.raises(TypeError, match=r"^loader has no length"):
         lr_find(model, (batch for batch in loader), optimizer, **QUIET)
     with pytest.raises(ValueError, match="the loader yields nothing the second time; pass a loader that can be"):
@@ -196,7 +250,7 @@ def test_every_group_gets_the_rate_and_its_own_back():
 
 def test_a_loader_too_short_is_refused():
     model, loader, optimizer = parts(batch_size=22)
-    with pytest.raises(ValueError, match="the loader has 4 batches and the test wants 16; make the batches smaller"):
+    with pytest.raises(ValueError, match="the loader has 4 batches and lr_find wants 16; make the batches smaller"):
         lr_find(model, loader, optimizer, **QUIET)
 
 

@@ -3,11 +3,13 @@
 import math
 import numbers
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
@@ -93,6 +95,12 @@ def check_fit(
             f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
             f"{len(train_loader)} batches; build it with epochs={epochs}, steps_per_epoch={len(train_loader)}"
         )
+    for inner in getattr(scheduler, "_schedulers", []):
+        if isinstance(inner, OneCycleLR) and inner.total_steps > epochs:
+            raise ValueError(
+                f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would step once an epoch "
+                "and never come down; pass it alone, it is then stepped after every batch"
+            )
     if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * len(train_loader) > epochs:
         raise ValueError(
             f"CosineAnnealingLR(T_max={scheduler.T_max}) counts the run's batches, as it seems, and steps once an "
@@ -106,7 +114,14 @@ def check_fit(
 
 
 def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
-    """Raise ValueError unless a one-cycle schedule has as many steps left as the run takes."""
+    """Raise ValueError unless a one-cycle schedule has as many steps left as the run takes, and was passed at all."""
+    if isinstance(scheduler, ReduceLROnPlateau) and any(
+        "max_lr" in group for group in scheduler.optimizer.param_groups
+    ):
+        raise ValueError(
+            "a OneCycleLR was built on this optimizer and not passed, so its rate would stay at the first one; pass "
+            "scheduler= as well, or build the optimizer anew"
+        )
     if not isinstance(scheduler, OneCycleLR):
         return
     left = scheduler.total_steps - scheduler.last_epoch
@@ -182,11 +197,27 @@ def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) 
     return f"the model failed on its first batch, images {shape}: {str(error).splitlines()[0]}"
 
 
+@contextmanager
+def failure_explained(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Turn the error of a model that runs on its first images into one that says what does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_misfit(error):
+            raise
+        raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
+
+
 def check_logits(logits: Any, images: Tensor) -> None:
     """Raise unless a model's output is floating point (N, C)."""
     found = _kind(logits) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        raise ValueError(f"the model returned {found} for {len(images)} images; it must return logits (N, classes)")
+        advice = ""
+        if hasattr(logits, "logits"):  # of torchvision's GoogLeNet and Inception; of other packages' models
+            advice = ": build it with aux_logits=False, or have it return only their .logits"
+        raise ValueError(
+            f"the model returned {found} for {len(images)} images; it must return logits (N, classes){advice}"
+        )
 
 
 def check_labels(labels: Tensor, classes: int, place: str) -> None:

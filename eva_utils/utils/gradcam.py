@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import explain_failure, is_misfit
+from .checks import failure_explained
 from .names import unknown_name
 from .runtime import unwrap
 
@@ -153,12 +153,8 @@ class GradCAM:
         with torch.no_grad(), ExitStack() as stack:
             for name in layers:
                 stack.callback(self._modules[name].register_forward_hook(keep(name)).remove)
-            try:
+            with failure_explained(self.model, images):
                 logits = self.model(images)
-            except RuntimeError as error:
-                if not is_misfit(error):
-                    raise
-                raise ValueError(explain_failure(self.model, tuple(images.shape), error)) from error
             self._check_run(layers, outputs, logits, images)
             chosen = _chosen_classes(classes, logits)
             with torch.enable_grad():
@@ -223,12 +219,8 @@ class GradCAM:
             for name, module in self._modules.items():
                 if name and any(isinstance(part, nn.Conv2d) for part in module.modules()):
                     stack.callback(module.register_forward_hook(note(name)).remove)
-            try:
+            with failure_explained(self.model, images):
                 self.model(images[:1])
-            except RuntimeError as error:
-                if not is_misfit(error):
-                    raise
-                raise ValueError(explain_failure(self.model, tuple(images.shape), error)) from error
         if not found:
             raise ValueError(
                 f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_fit, check_labels, check_loader, check_logits, check_real, check_whole
+from .checks import (
+    check_batch,
+    check_fit,
+    check_labels,
+    check_loader,
+    check_logits,
+    check_real,
+    check_whole,
+    failure_explained,
+)
 from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
 from .state import own_generators
 
@@ -44,9 +53,12 @@ def lr_find(
 
     The loss is a running mean in which each batch counts 5%; the test ends early where it is five times its
     lowest value, or not finite (Smith, 2017, https://arxiv.org/abs/1506.01186, with the conventions of the
-    torch-lr-finder package). The suggestion is where it falls fastest per log-rate on the way to its lowest
-    value, but for the first ten and the last five steps; there is none where it falls by less than a tenth.
-    Model, optimizer, its scheduler, loader, modes and random generators are then as they were.
+    torch-lr-finder package). The suggestion is where the mean of the losses, every batch so far weighed so that
+    the first counts no more than the others, falls fastest per log-rate on the way to its lowest value, but for the
+    first ten and the last five steps; there is none where it falls by less than a tenth. Either mean lags
+    some twenty batches behind.
+    Model, optimizer, its scheduler, loader, modes and random generators are then as they were. A generator
+    that a dataset of one's own keeps to itself is not known, and goes on.
 
     Args:
         model: returns logits (N, C).
@@ -58,18 +70,20 @@ def lr_find(
         device, precision: see `eva_utils.main.train`.
 
     Raises:
-        ValueError: a number is out of range, the loader is too short, the loss diverged within 16 steps, or what
-            `fit` refuses.
+        ValueError: a number is out of range, the loader is too short, the loss is negative or diverged within 16
+            steps, or what `fit` refuses.
         TypeError: an argument is not what its name says.
     """
     check_loader("loader", loader)
+    if optimizer is None:
+        raise TypeError("lr_find takes the optimizer of the run to come, as SGD(model.parameters(), lr=0.1), not None")
     check_fit(model, loader, loader, 1, optimizer, None, criterion)
     check_real("end", end, 0, open_low=True)
     check_real("start", start, 0, end, open_low=True)
     check_whole("steps", steps, 20)
     least = sum(SKIPPED) + 1
     if len(loader) < least:
-        raise ValueError(f"the loader has {len(loader)} batches and the test wants {least}; make the batches smaller")
+        raise ValueError(f"the loader has {len(loader)} batches and lr_find wants {least}; make the batches smaller")
     place = pick_device(device)
     dtype = pick_precision(precision, place)
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
@@ -85,13 +99,20 @@ def lr_find(
             for group in optimizer.param_groups:
                 group["lr"] = start * (end / start) ** (step / (steps - 1))
             optimizer.zero_grad()
-            with autocast(place, dtype):
+            explained = nullcontext() if step else failure_explained(model, images)
+            with explained, autocast(place, dtype):
                 logits = model(move_images(images, place, dtype))
             if step == 0:
                 check_logits(logits, images)
             check_labels(labels, logits.shape[1], f"batch {step}")
             loss = criterion(logits.float(), labels.to(place))
-            smooth = loss.item() if not losses else SMOOTHING * loss.item() + (1 - SMOOTHING) * losses[-1]
+            value = loss.item()
+            if value < 0:
+                raise ValueError(
+                    f"the loss of batch {step} is {value:.3g}; lr_find wants one that is never negative, as "
+                    "CrossEntropyLoss (NLLLoss takes log-probabilities and no logits)"
+                )
+            smooth = value if not losses else SMOOTHING * value + (1 - SMOOTHING) * losses[-1]
             if not math.isfinite(smooth):
                 break
             rates.append(optimizer.param_groups[0]["lr"])
@@ -110,7 +131,13 @@ def lr_find(
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float | None:
-    """Return the rate at which the loss falls fastest per log-rate before it is lowest, None without a clear fall."""
+    """Return the rate at which the loss falls fastest per log-rate before it is lowest, None without a clear fall.
+
+    The running mean starts with the first loss, which at 5% a batch outweighs the others for long; the bias is
+    taken out as Adam does (Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980, section 3).
+    """
+    first = [(1 - SMOOTHING) ** (step + 1) for step in range(len(losses))]
+    losses = [(loss - share * losses[0]) / (1 - share) for loss, share in zip(losses, first, strict=True)]
     begin, end = SKIPPED[0], min(int(np.argmin(losses)) + 1, len(losses) - SKIPPED[1])
     if end - begin < 2 or min(losses) > (1 - CLEAR) * losses[begin]:
         return None
@@ -137,11 +164,19 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     state = copy.deepcopy(optimizer.state_dict())
     generators = [(part, part.get_state()) for part in own_generators(loader)]
+    persistent = getattr(loader, "persistent_workers", False)  # such workers keep generators of their own
+    workers = loader._iterator if persistent else None
+    if persistent:
+        loader._iterator = None
     for parameter in gradients:
         parameter.grad = None
     try:
         yield
     finally:
+        if persistent:
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()
+            loader._iterator = workers
         model.to(home).load_state_dict(weights)
         for name, buffer in model.named_buffers():
             buffer.data.copy_(buffers[name])
