@@ -255,6 +255,27 @@ def test_the_rate_that_a_finished_one_cycle_leaves_is_refused(tiny_net):
         fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
 
 
+def test_a_one_cycle_schedule_inside_another_is_refused_where_it_would_not_end(tiny_net):
+    optimizer, loader = torch.optim.SGD(tiny_net.parameters(), lr=0.1, momentum=0.9), [(IMAGES, LABELS)] * 3
+
+    def chained(steps):
+        parts = [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)]
+        return torch.optim.lr_scheduler.ChainedScheduler(parts)
+
+    with pytest.raises(ValueError, match="a OneCycleLR of 6 steps inside ChainedScheduler would step once an epoch"):
+        fit(tiny_net, loader, optimizer=optimizer, scheduler=chained(6), epochs=2)
+    assert len(fit(tiny_net, loader, optimizer=optimizer, scheduler=chained(2), epochs=2)) == 2
+
+
+def test_a_one_cycle_schedule_that_was_not_passed_is_noticed(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1, momentum=0.9)
+    one_cycle(optimizer, 2, 4, 0.1, 0.01, peak_epoch=1)
+    with pytest.raises(
+        ValueError, match=r"a OneCycleLR was built on this optimizer and not passed, .* pass scheduler="
+    ):
+        fit(tiny_net, [(IMAGES, LABELS)] * 4, optimizer=optimizer, epochs=2)
+
+
 def test_a_one_cycle_schedule_that_would_not_end_is_refused(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)

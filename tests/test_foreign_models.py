@@ -59,6 +59,13 @@ def test_a_torchvision_transformer_is_explained_through_its_tokens():
     assert found.shape == (2, 32, 32) and found.max() == 1
 
 
+def test_a_network_with_logits_beside_its_logits_is_told_how_to_build_it():
+    model = torchvision.models.googlenet(weights=None, num_classes=3, init_weights=False)
+    images = DataLoader(TensorDataset(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])), batch_size=2)
+    with pytest.raises(ValueError, match=r"returned GoogLeNetOutputs for 2 images; .*: build it with aux_logits=False"):
+        engine.fit(model, images, images, epochs=1, device="cpu", precision="float32", log=None)
+
+
 def test_a_swin_transformer_wants_its_channels_moved_to_where_a_map_has_them():
     model = torchvision.models.swin_t(weights=None, num_classes=3)
     images = torch.randn(2, 3, 64, 64)
