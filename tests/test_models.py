@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from eva_utils.models import create_model, list_models
@@ -70,6 +71,57 @@ def test_initialisation_is_as_stated():
     model = create_model("resnet18", norm="layer")
     for conv in (model.layer1[0].conv1, model.layer4[1].conv2):
         assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
+
+
+def normed_relu(model, name, x):
+    """Batch statistics, scale and shift, then what is positive: by hand."""
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+    norm = model.get_submodule(name)
+    scale, shift = (part[None, :, None, None] for part in (norm.weight, norm.bias))
+    return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
+
+def convolved(model, name, x, pool=False):
+    x = F.conv2d(x, model.get_parameter(f"{name}.weight"), padding=1)
+    return F.max_pool2d(x, 2) if pool else x
+
+
+def with_varied_norms(name):
+    torch.manual_seed(4)
+    model = create_model(name, norm="batch").train()
+    for module in norms_in(model):
+        nn.init.normal_(module.weight)
+        nn.init.normal_(module.bias)
+    return model
+
+
+def test_the_custom_resnet_computes_what_the_course_draws():
+    """The stem, X + R1(X), a layer between, X + R2(X), the largest of each map, an eighth of the linear layer."""
+    model, images = with_varied_norms("davidnet"), torch.randn(4, 3, 32, 32)
+
+    def residual(x, name):
+        inner = normed_relu(model, f"{name}.branch.0.1", convolved(model, f"{name}.branch.0.0", x))
+        return x + normed_relu(model, f"{name}.branch.1.1", convolved(model, f"{name}.branch.1.0", inner))
+
+    x = normed_relu(model, "stem.1", convolved(model, "stem.0", images))
+    x = residual(normed_relu(model, "layer1.0.2", convolved(model, "layer1.0.0", x, pool=True)), "layer1.1")
+    x = normed_relu(model, "layer2.2", convolved(model, "layer2.0", x, pool=True))
+    x = residual(normed_relu(model, "layer3.0.2", convolved(model, "layer3.0.0", x, pool=True)), "layer3.1")
+    largest = x.flatten(2).max(dim=2).values
+    torch.testing.assert_close(model(images), (largest @ model.fc.weight.T + model.fc.bias) / 8, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "pooled"), [("speed_resnet", 3), ("speed_resnet4", 2)])
+def test_the_fast_networks_compute_what_they_say(name, pooled):
+    model, images = with_varied_norms(name), torch.randn(4, 3, 32, 32)
+    x = images
+    for number in range(1, model.stages + 1):
+        layer, pool = f"layer{number}", number <= pooled
+        x = normed_relu(model, f"{layer}.{2 if pool else 1}", convolved(model, f"{layer}.0", x, pool))
+        last = f"{layer}.{4 if pool else 3}"
+        x = x + normed_relu(model, f"{last}.norm", convolved(model, f"{last}.conv", x))
+    largest = x.flatten(2).max(dim=2).values
+    torch.testing.assert_close(model(images), largest @ model.fc.weight.T / 9, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_of_the_small_network_start_as_the_identity():

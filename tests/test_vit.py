@@ -1,7 +1,10 @@
 """The vision transformer: against torch's own blocks, and its Grad-CAM by hand and against pytorch-grad-cam."""
 
+import functools
+
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from eva_utils.models import vit
@@ -31,6 +34,28 @@ def test_a_block_is_torchs_own_pre_norm_layer():
     theirs.load_state_dict(weights)
     tokens = torch.randn(4, 17, 24)
     torch.testing.assert_close(ours(tokens), theirs.train()(tokens))
+
+
+def test_it_computes_what_torchvisions_does():
+    ours = ViT(num_classes=3, size=16, patch=4, width=24, depth=2, heads=3)
+    nn.init.normal_(ours.class_token)
+    theirs = torchvision.models.VisionTransformer(
+        16, 4, 2, 3, 24, 48, num_classes=3, norm_layer=functools.partial(nn.LayerNorm, eps=1e-5)
+    )
+    names = {
+        "blocks.": "encoder.layers.encoder_layer_", "norm1": "ln_1", "norm2": "ln_2", "mlp.2": "mlp.3",
+        "qkv.": "self_attention.in_proj_", "project": "self_attention.out_proj", "patches": "conv_proj",
+        "positions": "encoder.pos_embedding", "fc": "heads.head",
+    }  # fmt: skip
+    weights = {}
+    for name, value in ours.state_dict().items():
+        name = "encoder.ln" + name.removeprefix("norm") if name.startswith("norm.") else name
+        for mine, other in names.items():
+            name = name.replace(mine, other)
+        weights[name] = value
+    theirs.load_state_dict(weights)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(ours(images), theirs.eval()(images))
 
 
 def test_patches_become_tokens_and_tokens_maps_in_the_same_order():
@@ -77,7 +102,8 @@ def test_another_size_of_image_and_of_patch():
     "options, message",
     [
         ({"patch": 5}, "patches of 5 pixels do not divide images of 32; choose a divisor of 32"),
-        ({"patch": 0}, "patches of 0 pixels do not divide"),
+        ({"patch": 0}, "patch is a whole number from 1 up, not 0"),
+        ({"size": 32.0}, "size is a whole number from 1 up, not 32.0"),
         ({"norm": "batch"}, "a vision transformer has LayerNorm only, not norm='batch'; leave norm out"),
     ],
 )
@@ -89,5 +115,9 @@ def test_misuse_is_refused(options, message):
 def test_images_of_another_size_and_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="5 heads do not divide a width of 192; choose a divisor of 192"):
         ViT(heads=5)
-    with pytest.raises(ValueError, match="the images are 28x28 and the model takes 32x32"):
+    with pytest.raises(
+        ValueError, match=r"the images are \(1, 3, 28, 28\) and the model takes \(N, 3, 32, 32\); build it with size="
+    ):
         vit()(torch.randn(1, 3, 28, 28))
+    with pytest.raises(ValueError, match=r"the images are \(2, 3072\) and the model takes"):
+        vit()(torch.randn(2, 3072))

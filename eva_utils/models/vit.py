@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.checks import check_whole
+
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(query keyᵀ / √d) value, each (N, heads, T, d).
@@ -58,7 +60,9 @@ class ViT(nn.Module):
         self, num_classes: int = 10, size: int = 32, patch: int = 4, width: int = 192, depth: int = 6, heads: int = 6
     ) -> None:
         super().__init__()
-        if patch < 1 or size % patch:
+        check_whole("size", size, 1)
+        check_whole("patch", patch, 1)
+        if size % patch:
             raise ValueError(f"patches of {patch} pixels do not divide images of {size}; choose a divisor of {size}")
         if heads < 1 or width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}; choose a divisor of {width}")
@@ -72,9 +76,9 @@ class ViT(nn.Module):
         self.cam_layer = f"blocks.{depth - 1}.norm1"
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != (self.size, self.size):
+        if x.shape[1:] != (3, self.size, self.size):
             raise ValueError(
-                f"the images are {x.shape[2]}x{x.shape[3]} and the model takes {self.size}x{self.size}; build it with "
+                f"the images are {tuple(x.shape)} and the model takes (N, 3, {self.size}, {self.size}); build it with "
                 "size= of the images"
             )
         tokens = self.patches(x).flatten(2).transpose(1, 2)
