@@ -46,11 +46,12 @@ class Parser(argparse.ArgumentParser):
             self.set_defaults(**options)
             given = self.parse_known_args(args)[0]
             if given.model != options["model"]:
-                self.set_defaults(last_stride=None)
+                norm = "layer" if given.model == "vit" else options["norm"]  # the only one a transformer has
+                self.set_defaults(last_stride=None, standardize=False, norm=norm)
             if given.lr != options["lr"]:
                 self.set_defaults(lr_min=None)
-            if given.epochs != options["epochs"] and "peak_epoch" in options:
-                self.set_defaults(peak_epoch=min(options["peak_epoch"], given.epochs / 2))
+            if given.epochs != options["epochs"]:
+                self.set_defaults(peak_epoch=None)
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
@@ -103,7 +104,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--label-smoothing", type=float, default=0.0, help="of the cross entropy that is trained on")
     training.add_argument("--scheduler", default="plateau", help=f"one of {', '.join(SCHEDULERS)}")
     training.add_argument("--lr-min", type=float, help="rate at which one_cycle begins and ends; --lr / 10 if left out")
-    training.add_argument("--peak-epoch", type=float, default=5, help="epochs after which one_cycle reaches --lr")
+    training.add_argument(
+        "--peak-epoch", type=float, help="epochs after which one_cycle reaches --lr; 5, or half of all, if left out"
+    )
     training.add_argument(
         "--annihilate", action=switch, default=False, help="let one_cycle end near 0 and not at --lr-min"
     )
@@ -166,7 +169,8 @@ def make_parts(args: argparse.Namespace, data: Data | None = None):
         cuts = {"factor": args.factor, "patience": args.patience, "threshold": args.threshold}
         return model, optimizer, make_plateau(optimizer, **cuts), criterion
     lr_min = args.lr / 10 if args.lr_min is None else args.lr_min
-    rates = {"lr_max": args.lr, "lr_min": lr_min, "peak_epoch": args.peak_epoch, "annihilate": args.annihilate}
+    peak_epoch = min(5, args.epochs / 2) if args.peak_epoch is None else args.peak_epoch
+    rates = {"lr_max": args.lr, "lr_min": lr_min, "peak_epoch": peak_epoch, "annihilate": args.annihilate}
     return model, optimizer, one_cycle(optimizer, args.epochs, batches, **rates), criterion
 
 

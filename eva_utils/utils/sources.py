@@ -46,7 +46,11 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     if folder.is_file():
         raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
     if not folder.is_dir():
-        raise unknown_name("data source (and no such folder)", str(source), SOURCES)
+        error = unknown_name("data source", str(source), SOURCES)
+        raise ValueError(
+            f"{error}; nor is there a folder of that name, here or in {root}, as images under train/<class>/ and "
+            "test/<class>/ or TinyImageNet unpacked"
+        )
     if is_tiny_imagenet(folder):
         (train_paths, train_labels), (test_paths, test_labels), classes = read_tiny_imagenet(folder)
         return (ImageFiles(train_paths, size), train_labels), (ImageFiles(test_paths, size), test_labels), classes
