@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -319,8 +320,12 @@ def test_loaders_without_length_or_batches_are_refused(tiny_net):
         def __iter__(self):
             return iter([])
 
-    with pytest.raises(TypeError, match="train_loader has no length; pass a DataLoader"):
+    with pytest.raises(TypeError, match=r"train_loader \(DataLoader\) has no length; pass a DataLoader or one of load"):
         fit(tiny_net, DataLoader(Endless()))
+    with pytest.raises(TypeError, match=r"train_loader \(NoneType\) has no length; data\.validation is None unless"):
+        fit(tiny_net, None)
+    with pytest.raises(TypeError, match=r"\(SimpleNamespace\) has no length; pass data\.train or data\.test"):
+        fit(tiny_net, SimpleNamespace(train=[(IMAGES, LABELS)], test=[(IMAGES, LABELS)]))
     with pytest.raises(ValueError, match="the loader yielded no batch; it must yield its batches anew at each pass"):
         engine.test(tiny_net, [])
 

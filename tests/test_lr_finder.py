@@ -228,7 +228,7 @@ def test_what_fit_refuses_is_refused():
     grey = DataLoader([(torch.zeros(1, 8, 8), 0)] * 88, batch_size=4)
     with pytest.raises(ValueError, match=r"the model takes images of 3 channels and these are \(4, 1, 8, 8\)"):
         lr_find(model, grey, optimizer, **QUIET)
-    with pytest.raises(TypeError, match=r"^loader has no length"):
+    with pytest.raises(TypeError, match=r"^loader \(generator\) has no length"):
         lr_find(model, (batch for batch in loader), optimizer, **QUIET)
     with pytest.raises(ValueError, match="the loader yields nothing the second time; pass a loader that can be"):
         lr_find(model, iter(loader), optimizer, **QUIET)  # has a length, and ends for good

@@ -380,7 +380,7 @@ def test_a_model_that_raises_keeps_the_finished_epochs(tiny_net, tmp_path):
         ({"epochs": 0}, ValueError, "epochs is a whole number from 1 up, not 0"),
         ({"model": "resnet18"}, TypeError, "model is a torch.nn.Module, not str"),
         ({"model": nn.ReLU()}, ValueError, "the model has no trainable parameter"),
-        ({"train_loader": iter([1])}, TypeError, "train_loader has no length"),
+        ({"train_loader": iter([1])}, TypeError, r"train_loader \(list_iterator\) has no length"),
         ({"test_loader": []}, ValueError, "test_loader is empty"),
         ({"optimizer": torch.optim.SGD(TinyNet().parameters())}, ValueError, "holds no parameter of this model"),
         ({"criterion": nn.CrossEntropyLoss(reduction="sum")}, ValueError, "not reduction='sum'"),

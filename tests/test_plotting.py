@@ -1,11 +1,13 @@
 """Figures show what their records say, at any count, on any background, and leave matplotlib as it was."""
 
+import functools
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import random_batches
+from conftest import TinyNet, random_batches
 from torch.utils.data import DataLoader
 
 from eva_utils.models import create_model
@@ -240,6 +242,22 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     assert [int(text.get_text()) for text in axis.texts] == counts.flatten().tolist()
     np.testing.assert_allclose(axis.images[0].get_array(), counts / counts.sum(1, keepdim=True).clamp(min=1))
     assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
+
+
+def test_classes_that_the_data_has_not_are_refused(data):
+    loader = DataLoader(random_batches(8), batch_size=4)
+    predictions = predict(TinyNet(12), loader, device="cpu", precision="float32")
+    with pytest.raises(ValueError, match=r"the model has 12 outputs and the data 10 classes; build .* num_classes=10"):
+        plotting.plot_confusion(predictions, data)
+    record = Record(index=0, image=torch.zeros(3, 8, 8), target=0, predicted=11, confidence=0.5)
+    for draw in (plotting.plot_images, functools.partial(plotting.plot_gradcam, TinyNet(12))):
+        with pytest.raises(ValueError, match="a record is of class 11 and the data has 10 classes; build and train"):
+            draw([record], data)
+
+
+def test_one_epoch_has_one_tick():
+    for axis in plotting.plot_history(history([0.1])).axes + plotting.plot_schedule([0.1]).axes:
+        assert axis.get_xticks().tolist() == [1]
 
 
 def test_augmentations_show_what_the_loader_yields(data):

@@ -1,5 +1,6 @@
 import copy
 import re
+import sys
 
 import pytest
 import torch
@@ -52,3 +53,9 @@ def test_a_size_that_is_none_is_refused(tiny_net):
         summary(tiny_net, (32, 32))
     with pytest.raises(ValueError, match=r"does not take \(channels, height, width\) = \(32, 32, 3\)"):
         summary(tiny_net, (32, 32, 3))
+
+
+def test_without_torchsummary_it_is_said_how_to_get_it(tiny_net, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchsummary", None)
+    with pytest.raises(ModuleNotFoundError, match=r"summary needs torchsummary .*; pip install torchsummary"):
+        summary(tiny_net, (3, 8, 8))

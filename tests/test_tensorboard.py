@@ -49,5 +49,5 @@ def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install tensorboard, or eva_utils\[tensorboard\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install tensorboard, or '\./eva_utils\[tensorboard\]'"):
         write_tensorboard(History(rows=ROWS), tmp_path / "new")

@@ -3,7 +3,7 @@
 import math
 import numbers
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,12 @@ def check_loader(name: str, loader: Any) -> None:
     try:
         batches = len(loader)
     except TypeError:
-        raise TypeError(f"{name} has no length; pass a DataLoader or one of load_data's loaders") from None
+        advice = "pass a DataLoader or one of load_data's loaders"
+        if loader is None:
+            advice = "data.validation is None unless load_data(validation=5000) holds images out"
+        elif hasattr(loader, "train") and hasattr(loader, "test"):
+            advice = "pass data.train or data.test, not both in one"
+        raise TypeError(f"{name} ({type(loader).__name__}) has no length; {advice}") from None
     if batches == 0:
         raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
 
@@ -227,6 +232,15 @@ def check_labels(labels: Tensor, classes: int, place: str) -> None:
         raise ValueError(
             f"{place} has labels from {low} to {high} and the model {classes} classes; "
             f"labels are from 0 to {classes - 1}: renumber them, or build the model with more classes"
+        )
+
+
+def check_classes(outputs: int, classes: Sized) -> None:
+    """Raise ValueError unless a model has as many outputs as the data classes."""
+    if outputs != len(classes):
+        raise ValueError(
+            f"the model has {outputs} outputs and the data {len(classes)} classes; build and train it with "
+            f"num_classes={len(classes)}"
         )
 
 

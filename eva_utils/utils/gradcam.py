@@ -67,7 +67,8 @@ class GradCAM:
         self._modules = dict(self.model.named_modules())
         for name in self.layers or []:
             if not name or name not in self._modules:
-                raise unknown_name("layer", name, [known for known in self._modules if known])
+                known = [known for known in self._modules if known]
+                raise unknown_name("layer", name, sorted(known, key=lambda layer: layer.count(".")))
 
     def __enter__(self) -> "GradCAM":
         return self

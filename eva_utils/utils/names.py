@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """Return the error to raise for a name that is not known: it lists the known ones and says the nearest.
+    """Return the error to raise for a name that is not known: it lists the (first) known ones and says the nearest.
 
     Args:
         kind: what the name should have named, as "model".
@@ -15,5 +15,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
     known = list(known)
     near = difflib.get_close_matches(str(name).lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = ", ".join(known) if len(known) <= 12 else ", ".join([*known[:6], "…", *known[-6:]])
+    listed = ", ".join(known) if len(known) <= 12 else ", ".join([*known[:10], "…"])
     return ValueError(f"unknown {kind} {name!r}: choose one of {listed}{hint}")

@@ -129,7 +129,7 @@ def _parameters(record: dict) -> str:
     groups = [group for name, group in optimizer.items() if name != "class"]
     rates = ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov")
     ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
-    seeds = {"loader": trained.get("seed"), "run": settings["seed"]}
+    seeds = {"order and the augmentation": trained.get("seed"), "run": settings["seed"]}
     warmup = settings.get("warmup", 0)
     counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
     rows: list[tuple[str, object]] = [

@@ -34,6 +34,7 @@ class PerImage(nn.Module):
                 f"{type(pipeline).__module__}.{type(pipeline).__name__}"
             )
         self.pipeline = pipeline
+        self.described = " ".join(repr(pipeline).split())  # now, since one that cannot be would end a run later
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         device = generator.device if generator is not None else torch.device("cpu")
@@ -55,14 +56,16 @@ class PerImage(nn.Module):
                 f"the pipeline failed on a uint8 image of {tuple(image.shape)} ({error}); it gets pixels from 0 to 255 "
                 "and may not normalize them"
             ) from error
-        if isinstance(changed, np.ndarray):
+        if isinstance(changed, np.ndarray) and changed.ndim == 3:
             changed = torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
         if not isinstance(changed, Tensor) or changed.dtype != torch.uint8:
-            found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+            found = f"{changed.dtype} {tuple(changed.shape)}" if hasattr(changed, "shape") else type(changed).__name__
             raise ValueError(
                 f"the pipeline returned {found} for a uint8 image; leave its normalization and its conversion to a "
                 "tensor out, load_data does both"
             )
+        if changed.shape[0] != image.shape[0]:
+            raise ValueError(f"the pipeline made {tuple(changed.shape)} of {tuple(image.shape)}; keep three channels")
         if changed.shape != image.shape:
             raise ValueError(
                 f"the pipeline made {tuple(changed.shape)} of an image of {tuple(image.shape)}, and the test images "
@@ -71,4 +74,4 @@ class PerImage(nn.Module):
         return changed
 
     def __repr__(self) -> str:
-        return f"PerImage({' '.join(repr(self.pipeline).split())})"
+        return f"PerImage({self.described})"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_whole
+from .checks import check_classes, check_whole
 from .gradcam import GradCAM, overlay
 from .history import History
 from .transforms import Normalize, denormalize
@@ -62,6 +62,13 @@ def _tidy(axis: "Axes") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _count_along_x(axis: "Axes", count: int) -> None:
+    """Set whole numbers along the x axis, 1 alone where there is nothing else."""
+    axis.locator_params(axis="x", integer=True)
+    if count == 1:
+        axis.set_xticks([1])
+
+
 def _drops(rates: list[float]) -> list[int]:
     """Return the places of a rate that falls, having held the place before or holding the place after."""
     holds = [False, *(now == before for before, now in pairwise(rates)), False]  # whether it is as one place before
@@ -105,7 +112,7 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
                     line.set_label("_" if place else "rate drops")
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
-        axis.locator_params(axis="x", integer=True)
+        _count_along_x(axis, max(len(run) for run in runs.values()))
         _tidy(axis)
     if len(runs) == 1:
         for axis in axes:
@@ -139,7 +146,7 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=name)
     axis.set(xlabel=unit, ylabel="learning rate")
-    axis.locator_params(axis="x", integer=True)
+    _count_along_x(axis, max(len(values) for values in runs.values()))
     _tidy(axis)
     if len(runs) > 1:
         axis.legend(fontsize=8, framealpha=0.6)
@@ -173,7 +180,11 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     Args:
         predictions: what `predict` returned.
         data: what `load_data` returned; names the classes.
+
+    Raises:
+        ValueError: the model has more or fewer outputs than the data has classes.
     """
+    check_classes(predictions.probabilities.shape[1], data.classes)
     counts = predictions.confusion()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     size = len(counts)
@@ -333,7 +344,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
     columns = min(8, len(seen))
     rows = -(-len(seen) // columns)
     figure, axes = _new_figure(2 * rows, columns, 0.5 + 2.6 * rows)
-    steps = " → ".join(type(part).__name__ for part in loader.transform)
+    steps = " → ".join(type(getattr(part, "pipeline", part)).__name__ for part in loader.transform)
     figure.suptitle(f"Epoch {loader.epoch}, as stored and as the model sees it: {steps}", fontsize=11)
     for place, (position, image) in enumerate(zip(loader.order().tolist(), seen, strict=False)):
         row, column = divmod(place, columns)
@@ -352,6 +363,12 @@ def _check_figure_arguments(records: Any, data: Any) -> None:
         raise TypeError(
             f"data is what load_data returned, or any object with classes, mean and std; {type(data).__name__} has no "
             f"{missing[0]}"
+        )
+    highest = max((max(record.predicted, record.target) for record in records), default=0)
+    if highest >= len(data.classes):
+        raise ValueError(
+            f"a record is of class {highest} and the data has {len(data.classes)} classes; build and train the model "
+            f"with num_classes={len(data.classes)}"
         )
 
 

@@ -1,5 +1,6 @@
 """One pass over a test set, and every later question answered from it: the same images by construction."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .checks import check_batch, check_labels, check_logits, check_whole, explain_failure, is_misfit
+from .checks import check_batch, check_labels, check_logits, check_whole, failure_explained
 from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
 MISTAKES, HITS = "misclassified", "correctly classified"
@@ -77,8 +78,8 @@ class Predictions:
             n: how many; fewer are returned where there are fewer.
             order: "confident", or "random" by the seed.
             seed: of the random order.
-            target: keep only images of this class.
-            predicted: keep only images taken for this class.
+            target: keep only images of this class, by its number: data.classes.index("cat").
+            predicted: keep only images taken for this class, likewise.
 
         Raises:
             ValueError: n is below 1, the order is neither, or a class does not exist.
@@ -187,13 +188,9 @@ def predict(
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
-            try:
-                with autocast(place, dtype):
-                    logits = model(move_images(images, place, dtype))
-            except RuntimeError as error:
-                if number or not is_misfit(error):
-                    raise
-                raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
+            explained = nullcontext() if number else failure_explained(model, images)
+            with explained, autocast(place, dtype):
+                logits = model(move_images(images, place, dtype))
             check_logits(logits, images)
             outputs.append(logits.float())
             targets.append(labels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import page
 from .brief import Audit, Brief, audit, count_images, find_brief
 from .checkpoint import DamagedFileError, latest_state, load_verified, load_weights, save_verified
+from .checks import check_classes
 from .gradcam import GradCAM
 from .history import History
 from .lock import locked
@@ -82,11 +83,7 @@ def write_report(
         how: dict[str, Any] = {"device": place, "precision": _precision(history, place)}
         trial = load_weights(copy.deepcopy(unwrap(model)), folder, "best")
         predictions = predict(trial, data.test, **how)
-        if predictions.probabilities.shape[1] != len(data.classes):
-            raise ValueError(
-                f"the model has {predictions.probabilities.shape[1]} outputs and the data {len(data.classes)} classes; "
-                f"build and train it with num_classes={len(data.classes)}"
-            )
+        check_classes(predictions.probabilities.shape[1], data.classes)
         results = _results(folder, history, trial, predictions, splits, data, how)
         load_weights(trial, folder, "best")
         asked = brief.layers if brief and brief.layers else ()

@@ -20,11 +20,15 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         input_size: (channels, height, width) of one image.
 
     Raises:
+        ModuleNotFoundError: the torchsummary package is missing.
         ValueError: `input_size` is not three positive whole numbers, or the model does not take such images.
     """
     if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r}")
-    import torchsummary
+    try:
+        import torchsummary
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"summary needs torchsummary ({error}); pip install torchsummary") from error
 
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stdout(table):

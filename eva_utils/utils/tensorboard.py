@@ -27,7 +27,7 @@ def write_tensorboard(history: History, folder: str | Path) -> Path:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"TensorBoard is not installed ({error}); pip install tensorboard, or eva_utils[tensorboard]"
+            f"TensorBoard is not installed ({error}); pip install tensorboard, or './eva_utils[tensorboard]'"
         ) from error
     folder = Path(folder)
     if not history.rows:
