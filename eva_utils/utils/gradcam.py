@@ -185,10 +185,11 @@ class GradCAM:
                 f"layer {name!r} gives {shape} and not a map (N, C, h, w); choose a layer before it, or "
                 "pass reshape= to make a map of it"
             )
-        if self.reshape is None and not _has_form_of(images, shape):
+        if self.reshape is None and _is_channels_last(shape, images):
             raise ValueError(
-                f"layer {name!r} gives {shape} for images {tuple(images.shape)}, whose form no map (N, C, h, w) of "
-                "that shape has; if it is (N, h, w, C), pass reshape=lambda output: output.permute(0, 3, 1, 2)"
+                f"layer {name!r} gives {shape} for images {tuple(images.shape)}, as it seems (N, h, w, C) and no map "
+                "(N, C, h, w); name it in layers= and pass reshape=lambda output: output.permute(0, 3, 1, 2), or "
+                "reshape=lambda output: output if it is one after all"
             )
 
     def _check_run(self, layers: list[str], outputs: dict[str, Tensor], logits: Any, images: Tensor) -> None:
@@ -205,14 +206,15 @@ class GradCAM:
 
     def _deepest(self, images: Tensor) -> str:
         """Return the layer that ends last of those which hold a convolution and give a map of at least 5x5."""
-        found: list[str] = []
+        found: list[tuple[str, Tensor]] = []
 
         def note(name: str):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 shaped = self._shape(output) if isinstance(output, Tensor) else None
-                is_map = shaped is not None and shaped.ndim == 4 and _has_form_of(images, tuple(shaped.shape))
-                if shaped is not None and is_map and min(shaped.shape[2:]) >= LEAST_SIDE:
-                    found.append(name)
+                if shaped is not None and shaped.ndim == 4:
+                    channels_last = _is_channels_last(tuple(shaped.shape), images)
+                    if min(shaped.shape[1:3] if channels_last else shaped.shape[2:]) >= LEAST_SIDE:
+                        found.append((name, shaped))
 
             return hook
 
@@ -226,13 +228,22 @@ class GradCAM:
             raise ValueError(
                 f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"
             )
-        return found[-1]
+        name, output = found[-1]
+        self._check_map(output, name, images)
+        return name
 
 
-def _has_form_of(images: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether the last two sides of a shape are to each other as those of the images, up to two pixels of padding."""
-    (height, width), (rows, columns) = images.shape[2:], shape[2:]
-    return abs(rows * width - columns * height) <= 2 * max(height, width)
+def _is_channels_last(shape: tuple[int, ...], images: Tensor) -> bool:
+    """Whether a shape looks like (N, h, w, C): h to w is as in the images, up to two pixels of padding, and w to C not.
+
+    As many channels as the map has columns are not told apart.
+    """
+    height, width = images.shape[2:]
+
+    def has_their_form(rows: int, columns: int) -> bool:
+        return abs(rows * width - columns * height) <= 2 * max(height, width)
+
+    return has_their_form(shape[1], shape[2]) and not has_their_form(shape[2], shape[3])
 
 
 def _unreached(name: str) -> str:
