@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .checks import (
     check_batch,
@@ -51,12 +52,12 @@ def lr_find(
 ) -> RateCurve:
     """Train with a rate that rises exponentially from `start` to `end`, and suggest a rate from the losses.
 
-    The loss is a running mean in which each batch counts 5%; the test ends early where it is five times its
-    lowest value, or not finite (Smith, 2017, https://arxiv.org/abs/1506.01186, with the conventions of the
-    torch-lr-finder package). The suggestion is where the mean of the losses, every batch so far weighed so that
-    the first counts no more than the others, falls fastest per log-rate on the way to its lowest value, but for the
-    first ten and the last five steps; there is none where it falls by less than a tenth. Either mean lags
-    some twenty batches behind.
+    The test ends early where the running mean of the loss, in which each batch counts 5%, is five times its lowest
+    value, or not finite (Smith, 2017, https://arxiv.org/abs/1506.01186, with the conventions of the
+    torch-lr-finder package). Returned is that mean without its bias towards the first loss, which is taken out as
+    in Adam (Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980, section 3). The suggestion is where it falls
+    fastest per log-rate on the way to its lowest value, but for the first ten and the last five steps; there is
+    none where it falls by less than a tenth. It lags up to twenty batches behind the loss itself.
     Model, optimizer, its scheduler, loader, modes and random generators are then as they were. A generator
     that a dataset of one's own keeps to itself is not known, and goes on.
 
@@ -92,6 +93,7 @@ def lr_find(
     scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     rates: list[float] = []
     losses: list[float] = []
+    first = smooth = lowest = math.inf
     with _as_they_were(model, optimizer, loader), keep_rng(), keep_modes(model):
         model.to(place).train()
         for step, batch in enumerate(islice(_endless(loader), steps)):
@@ -108,16 +110,19 @@ def lr_find(
             loss = criterion(logits.float(), labels.to(place))
             value = loss.item()
             if value < 0:
+                advice = "; NLLLoss takes log-probabilities, no logits" * isinstance(criterion, nn.NLLLoss)
                 raise ValueError(
                     f"the loss of batch {step} is {value:.3g}; lr_find wants one that is never negative, as "
-                    "CrossEntropyLoss (NLLLoss takes log-probabilities and no logits)"
+                    f"CrossEntropyLoss{advice}"
                 )
-            smooth = value if not losses else SMOOTHING * value + (1 - SMOOTHING) * losses[-1]
-            if not math.isfinite(smooth):
+            if not math.isfinite(value):
                 break
+            first, smooth = (first, SMOOTHING * value + (1 - SMOOTHING) * smooth) if step else (value, value)
+            bias = (1 - SMOOTHING) ** (step + 1)
             rates.append(optimizer.param_groups[0]["lr"])
-            losses.append(smooth)
-            if smooth > DIVERGED * min(losses):
+            losses.append((smooth - bias * first) / (1 - bias))
+            lowest = min(lowest, smooth)
+            if smooth > DIVERGED * lowest:
                 break
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -131,13 +136,7 @@ def lr_find(
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float | None:
-    """Return the rate at which the loss falls fastest per log-rate before it is lowest, None without a clear fall.
-
-    The running mean starts with the first loss, which at 5% a batch outweighs the others for long; the bias is
-    taken out as Adam does (Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980, section 3).
-    """
-    first = [(1 - SMOOTHING) ** (step + 1) for step in range(len(losses))]
-    losses = [(loss - share * losses[0]) / (1 - share) for loss, share in zip(losses, first, strict=True)]
+    """Return the rate at which the loss falls fastest per log-rate before it is lowest, None without a clear fall."""
     begin, end = SKIPPED[0], min(int(np.argmin(losses)) + 1, len(losses) - SKIPPED[1])
     if end - begin < 2 or min(losses) > (1 - CLEAR) * losses[begin]:
         return None
@@ -164,19 +163,14 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     state = copy.deepcopy(optimizer.state_dict())
     generators = [(part, part.get_state()) for part in own_generators(loader)]
-    persistent = getattr(loader, "persistent_workers", False)  # such workers keep generators of their own
-    workers = loader._iterator if persistent else None
-    if persistent:
-        loader._iterator = None
+    persistent = isinstance(loader, DataLoader) and loader.persistent_workers
+    if persistent:  # the workers at hand wait, since they hold generators of their own; others do this work
+        workers, loader._iterator = loader._iterator, None
     for parameter in gradients:
         parameter.grad = None
     try:
         yield
     finally:
-        if persistent:
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()
-            loader._iterator = workers
         model.to(home).load_state_dict(weights)
         for name, buffer in model.named_buffers():
             buffer.data.copy_(buffers[name])
@@ -185,3 +179,7 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
             parameter.grad = gradient
         for part, before in generators:
             part.set_state(before)
+        if persistent:
+            ours, loader._iterator = loader._iterator, workers
+            if ours is not None:
+                ours._shutdown_workers()
