@@ -46,12 +46,15 @@ class Parser(argparse.ArgumentParser):
             self.set_defaults(**options)
             given = self.parse_known_args(args)[0]
             if given.model != options["model"]:
-                norm = "layer" if given.model == "vit" else options["norm"]  # the only one a transformer has
-                self.set_defaults(last_stride=None, standardize=False, norm=norm)
+                self.set_defaults(last_stride=None)
+            if given.model in ("davidnet", "vit"):  # which standardize no weights
+                self.set_defaults(standardize=False)
+            if given.model == "vit":  # which has LayerNorm only
+                self.set_defaults(norm="layer")
             if given.lr != options["lr"]:
                 self.set_defaults(lr_min=None)
-            if given.epochs != options["epochs"]:
-                self.set_defaults(peak_epoch=None)
+            if given.epochs != options["epochs"] and "peak_epoch" in options:
+                self.set_defaults(peak_epoch=min(options["peak_epoch"], given.epochs / 2))
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
@@ -105,7 +108,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--scheduler", default="plateau", help=f"one of {', '.join(SCHEDULERS)}")
     training.add_argument("--lr-min", type=float, help="rate at which one_cycle begins and ends; --lr / 10 if left out")
     training.add_argument(
-        "--peak-epoch", type=float, help="epochs after which one_cycle reaches --lr; 5, or half of all, if left out"
+        "--peak-epoch",
+        type=float,
+        help="epochs after which one_cycle reaches --lr; 5 or half of --epochs, the lower, if left out",
     )
     training.add_argument(
         "--annihilate", action=switch, default=False, help="let one_cycle end near 0 and not at --lr-min"

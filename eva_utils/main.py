@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from .utils.checks import (
     check_logits,
     check_seed,
     check_steps_left,
+    check_unscheduled,
     check_warmup,
-    explain_failure,
-    is_misfit,
+    failure_explained,
     trainable_parameters,
     warn_of_softmax,
 )
@@ -142,15 +142,9 @@ def _forward(
     model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, dtype: torch.dtype, number: int
 ) -> Tensor:
     """Return the logits of a batch, and say what does not fit: the images, the output or the labels."""
-    shape = tuple(images.shape)
     images = move_images(images, device, dtype)
-    try:
-        with autocast(device, dtype):
-            logits = model(images)
-    except RuntimeError as error:
-        if number or not is_misfit(error):
-            raise
-        raise ValueError(explain_failure(model, shape, error)) from error
+    with nullcontext() if number else failure_explained(model, images), autocast(device, dtype):
+        logits = model(images)
     check_logits(logits, images)
     if not len(labels):
         return logits
@@ -293,6 +287,7 @@ def fit(
             fused = can_fuse(place, dtype)
             optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused)
         if scheduler is None:
+            check_unscheduled(optimizer)
             scheduler = ReduceLROnPlateau(optimizer, patience=3)
         scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
         how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}

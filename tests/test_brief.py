@@ -451,11 +451,15 @@ def test_a_misspelt_brief_is_told_the_nearest():
     [
         ({"transforms": "Cutout(16)"}, r"transforms of a brief is a tuple, as \('Cutout\(16\)',\), not a text"),
         ({"epochs": "2"}, "epochs is a whole number from 1 up, not '2'"),
-        ({"optimizer": "sgd"}, "optimizer 'sgd' of a brief is a class name: 'SGD'"),
-        ({"scheduler": "OneCycle"}, "scheduler 'OneCycle' of a brief is a class name: 'OneCycleLR'"),
-        ({"scheduler": "one_cycle"}, "scheduler 'one_cycle' of a brief is a class name: 'OneCycleLR'"),
-        ({"criterion": "cross_entropy"}, "criterion 'cross_entropy' of a brief is a class name: 'CrossEntropyLoss'"),
-        ({"scheduler": "onecyclelr"}, "scheduler 'onecyclelr' of a brief is a class name: 'OneCycleLR'"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd' of a brief: torch's class is called 'SGD'"),
+        ({"scheduler": "OneCycle"}, "scheduler 'OneCycle' of a brief: torch's class is called 'OneCycleLR'"),
+        ({"scheduler": "one_cycle"}, "scheduler 'one_cycle' of a brief: torch's class is called 'OneCycleLR'"),
+        (
+            {"criterion": "cross_entropy"},
+            "criterion 'cross_entropy' of a brief: torch's class is called 'CrossEntropyLoss'",
+        ),
+        ({"scheduler": "onecyclelr"}, "scheduler 'onecyclelr' of a brief: torch's class is called 'OneCycleLR'"),
+        ({"criterion": "nn.CrossEntropyLoss()"}, "torch's class is called 'CrossEntropyLoss'"),
         ({"title": " "}, "a brief needs a title and an objective"),
     ],
 )
@@ -474,6 +478,11 @@ def test_lists_in_a_brief_are_as_good_as_tuples(data):
     model = small()
     found = audit(Brief("t", "o", classes=list(data.classes), images=[70, 70]), record(data, model), model, data)
     assert found.passed
+
+
+def test_a_class_itself_is_refused():
+    with pytest.raises(TypeError, match="optimizer of a brief is the name of a class, as 'SGD', not <class"):
+        Brief("title", "objective", optimizer=torch.optim.SGD)
 
 
 def test_something_else_than_a_brief_is_refused():

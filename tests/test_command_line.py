@@ -141,7 +141,7 @@ WRONG = [
     (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw; did you mean 'adam'?"),
     (
         ["--data", "shape"],
-        f"unknown data source 'shape': choose one of {', '.join(SOURCES)}; did you mean 'shapes'?; nor is there",
+        f"unknown data source 'shape': choose one of {', '.join(SOURCES)}; did you mean 'shapes'? A folder",
     ),
     (["--last-stride", "3", "--model", "resnet18"], "last_stride is 1 or 2, not 3"),
     (["--lr", "0"], "lr is a number above 0, not 0.0"),

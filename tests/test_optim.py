@@ -49,7 +49,7 @@ def test_one_cycle_rises_to_its_peak_and_falls(annihilate):
         ({"peak_epoch": 6}, "peak_epoch is a number above 0 and below 6, not 6"),
         (
             {"peak_epoch": 0.1},
-            r"peak_epoch=0.1 puts the peak on the first batch, of 10 an epoch; make the batches",
+            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); make the batches",
         ),
         ({"epochs": 0}, "epochs is a whole number from 1 up, not 0"),
     ],

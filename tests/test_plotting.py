@@ -251,7 +251,7 @@ def test_classes_that_the_data_has_not_are_refused(data):
         plotting.plot_confusion(predictions, data)
     record = Record(index=0, image=torch.zeros(3, 8, 8), target=0, predicted=11, confidence=0.5)
     for draw in (plotting.plot_images, functools.partial(plotting.plot_gradcam, TinyNet(12))):
-        with pytest.raises(ValueError, match="a record is of class 11 and the data has 10 classes; build and train"):
+        with pytest.raises(ValueError, match="a record names class 11 and the data has 10 classes; pass the data"):
             draw([record], data)
 
 

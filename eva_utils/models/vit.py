@@ -76,7 +76,7 @@ class ViT(nn.Module):
         self.cam_layer = f"blocks.{depth - 1}.norm1"
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (3, self.size, self.size):
+        if x.ndim != 4 or x.shape[2:] != (self.size, self.size):
             raise ValueError(
                 f"the images are {tuple(x.shape)} and the model takes (N, 3, {self.size}, {self.size}); build it with "
                 "size= of the images"

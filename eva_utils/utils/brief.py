@@ -77,8 +77,12 @@ class Brief:
             value = getattr(self, name)
             known = [found for found, part in vars(place).items() if isinstance(part, type) and issubclass(part, kind)]
             short = {_shortened(found): found for found in known}
-            if value is not None and value not in known and _shortened(value) in short:
-                raise ValueError(f"{name} {value!r} of a brief is a class name: {short[_shortened(value)]!r}")
+            if value is None or value in known:
+                continue
+            if not isinstance(value, str):
+                raise TypeError(f"{name} of a brief is the name of a class, as 'SGD', not {value!r}")
+            if _shortened(value) in short:
+                raise ValueError(f"{name} {value!r} of a brief: torch's class is called {short[_shortened(value)]!r}")
         if self.norm is not None and self.norm not in rules.NORMALIZATIONS:
             raise unknown_name("normalization", self.norm, rules.NORMALIZATIONS)
 
@@ -92,7 +96,8 @@ _CLASSES = {
 
 def _shortened(name: str) -> str:
     """Return what is left of a class's name in other spellings of it: "onecycle" of OneCycleLR and of one_cycle."""
-    return name.lower().replace("_", "").replace(" ", "").removesuffix("lr").removesuffix("loss")
+    letters = "".join(filter(str.isalnum, name.split(".")[-1].lower()))
+    return letters.removesuffix("lr").removesuffix("loss")
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
@@ -47,9 +48,11 @@ def check_loader(name: str, loader: Any) -> None:
     except TypeError:
         advice = "pass a DataLoader or one of load_data's loaders"
         if loader is None:
-            advice = "data.validation is None unless load_data(validation=5000) holds images out"
+            advice = "if it was data.validation, hold images out with load_data(validation=5000)"
         elif hasattr(loader, "train") and hasattr(loader, "test"):
-            advice = "pass data.train or data.test, not both in one"
+            advice = "pass its .train or .test"
+        elif isinstance(loader, DataLoader):
+            advice = "its dataset has none; give the dataset a __len__"
         raise TypeError(f"{name} ({type(loader).__name__}) has no length; {advice}") from None
     if batches == 0:
         raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
@@ -100,11 +103,11 @@ def check_fit(
             f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
             f"{len(train_loader)} batches; build it with epochs={epochs}, steps_per_epoch={len(train_loader)}"
         )
-    for inner in getattr(scheduler, "_schedulers", []):
+    for inner in _inner_schedulers(scheduler):
         if isinstance(inner, OneCycleLR) and inner.total_steps > epochs:
             raise ValueError(
-                f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would step once an epoch "
-                "and never come down; pass it alone, it is then stepped after every batch"
+                f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would be stepped once an "
+                f"epoch, {epochs} times; pass it alone, it is then stepped after every batch"
             )
     if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * len(train_loader) > epochs:
         raise ValueError(
@@ -118,15 +121,26 @@ def check_fit(
         raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
 
 
-def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
-    """Raise ValueError unless a one-cycle schedule has as many steps left as the run takes, and was passed at all."""
-    if isinstance(scheduler, ReduceLROnPlateau) and any(
-        "max_lr" in group for group in scheduler.optimizer.param_groups
+def _inner_schedulers(scheduler: Any) -> Iterator[LRScheduler]:
+    """Yield the schedulers that SequentialLR and ChainedScheduler hold."""
+    for inner in getattr(scheduler, "_schedulers", []):
+        yield inner
+        yield from _inner_schedulers(inner)
+
+
+def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if a one-cycle schedule stands at its first rate, and the run is to have another."""
+    if any(
+        "max_lr" in group and math.isclose(float(group["lr"]), group["initial_lr"]) for group in optimizer.param_groups
     ):
         raise ValueError(
-            "a OneCycleLR was built on this optimizer and not passed, so its rate would stay at the first one; pass "
+            "a OneCycleLR was built on this optimizer and not passed, so the run would begin at its lowest rate; pass "
             "scheduler= as well, or build the optimizer anew"
         )
+
+
+def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
+    """Raise ValueError unless a one-cycle schedule has as many steps left as the run takes."""
     if not isinstance(scheduler, OneCycleLR):
         return
     left = scheduler.total_steps - scheduler.last_epoch
@@ -219,7 +233,8 @@ def check_logits(logits: Any, images: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         advice = ""
         if hasattr(logits, "logits"):  # of torchvision's GoogLeNet and Inception; of other packages' models
-            advice = ": build it with aux_logits=False, or have it return only their .logits"
+            auxiliary = any(name.startswith("aux_logits") for name in getattr(logits, "_fields", ()))
+            advice = "; build it with aux_logits=False" if auxiliary else ", as the .logits of this output"
         raise ValueError(
             f"the model returned {found} for {len(images)} images; it must return logits (N, classes){advice}"
         )

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """Return the error to raise for a name that is not known: it lists the (first) known ones and says the nearest.
+    """Return the error to raise for a name that is not known: it lists the known ones (of many the first ten)
+    and suggests the nearest.
 
     Args:
         kind: what the name should have named, as "model".

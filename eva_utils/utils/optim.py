@@ -60,7 +60,7 @@ def one_cycle(
     check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
     if peak_epoch * steps_per_epoch <= 1:
         raise ValueError(
-            f"peak_epoch={peak_epoch:g} puts the peak on the first batch, of {steps_per_epoch} an epoch; make the "
+            f"peak_epoch={peak_epoch:g} puts the peak on the first batch (an epoch has {steps_per_epoch}); make the "
             "batches smaller (batch_size), or the peak later (peak_epoch)"
         )
     return optim.lr_scheduler.OneCycleLR(

@@ -56,15 +56,15 @@ class PerImage(nn.Module):
                 f"the pipeline failed on a uint8 image of {tuple(image.shape)} ({error}); it gets pixels from 0 to 255 "
                 "and may not normalize them"
             ) from error
-        if isinstance(changed, np.ndarray) and changed.ndim == 3:
-            changed = torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1)))
+        if isinstance(changed, np.ndarray):
+            changed = torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.atleast_3d(changed), 2, 0)))
         if not isinstance(changed, Tensor) or changed.dtype != torch.uint8:
-            found = f"{changed.dtype} {tuple(changed.shape)}" if hasattr(changed, "shape") else type(changed).__name__
+            found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
             raise ValueError(
                 f"the pipeline returned {found} for a uint8 image; leave its normalization and its conversion to a "
                 "tensor out, load_data does both"
             )
-        if changed.shape[0] != image.shape[0]:
+        if changed.ndim != 3 or changed.shape[0] != image.shape[0]:
             raise ValueError(f"the pipeline made {tuple(changed.shape)} of {tuple(image.shape)}; keep three channels")
         if changed.shape != image.shape:
             raise ValueError(

@@ -367,8 +367,8 @@ def _check_figure_arguments(records: Any, data: Any) -> None:
     highest = max((max(record.predicted, record.target) for record in records), default=0)
     if highest >= len(data.classes):
         raise ValueError(
-            f"a record is of class {highest} and the data has {len(data.classes)} classes; build and train the model "
-            f"with num_classes={len(data.classes)}"
+            f"a record names class {highest} and the data has {len(data.classes)} classes; pass the data it is of, and "
+            "build and train the model with num_classes=len(data.classes)"
         )
 
 

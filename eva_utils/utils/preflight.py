@@ -27,7 +27,7 @@ DRAWS = 64
 class Check:
     """One line of the table: what was looked at, whether it passed, what was found and, if not, a likely cause.
 
-    `passed` is None where time was too short to tell.
+    `passed` is None where time was too short to tell, which is no failure.
     """
 
     name: str

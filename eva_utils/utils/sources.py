@@ -48,8 +48,8 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     if not folder.is_dir():
         error = unknown_name("data source", str(source), SOURCES)
         raise ValueError(
-            f"{error}; nor is there a folder of that name, here or in {root}, as images under train/<class>/ and "
-            "test/<class>/ or TinyImageNet unpacked"
+            f"{error} A folder of that name (images under train/<class>/ and test/<class>/, or TinyImageNet) is "
+            f"neither here nor in {root}"
         )
     if is_tiny_imagenet(folder):
         (train_paths, train_labels), (test_paths, test_labels), classes = read_tiny_imagenet(folder)

@@ -67,14 +67,16 @@ def _lines(folder: Path, name: Path) -> list[str]:
 
 def _listing(folder: Path, files: list[tuple[Path, int]]) -> Listing:
     listed = {path for path, _ in files}
-    there = {
-        parent / path.name for parent in {path.parent for path in listed} for path in (folder / parent).glob("*.JPEG")
-    }
-    missing, unlisted = sorted(listed - there), sorted(path for path in there - listed if not path.name.startswith("."))
+    there = {parent / path.name for parent in {path.parent for path in listed} for path in (folder / parent).glob("*")}
+    missing = sorted(listed - there)
+    unlisted = sorted(path for path in there - listed if path.suffix == ".JPEG" and not path.name.startswith("."))
     if missing:
         raise _half_unpacked(folder, f"{_first_of(missing)} missing")
     if unlisted:
-        raise _half_unpacked(folder, f"{_first_of(unlisted)} not in the list that names the images of that folder")
+        raise ValueError(
+            f"{folder}: {_first_of(unlisted)} not in the list that names the images of that folder; if the list was "
+            "cut, unpack tiny-imagenet-200.zip again, else move these images away"
+        )
     return [folder / path for path, _ in files], torch.tensor([label for _, label in files])
 
 
