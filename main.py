@@ -318,6 +318,8 @@ def evaluate(args: argparse.Namespace) -> int:
                 "leave the option out"
             )
         args.test_share, args.seed = share, options["seed"]
+    else:  # of a notebook: the seed of its load_data, which chose the images of --test-share and --limit
+        args.seed = history.settings["test_loader"].get("seed", args.seed)
     data = load(args)
     if classes and data.classes != classes:
         raise ValueError(

@@ -78,6 +78,7 @@ def main() -> None:
     if not (above / "eva_utils").is_symlink():
         (above / "eva_utils").symlink_to("..", target_is_directory=True)
     path = ROOT / "assignment" / args.name / f"{args.name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
     executed = papermill.execute_notebook(
         str(path),
         str(above / path.name),
@@ -86,7 +87,6 @@ def main() -> None:
         kernel_name="python3",
         progress_bar=False,
     )
-    notebook = nbformat.read(path, as_version=4)
     report = (above / args.name / "README.md").read_text(encoding="utf-8")
     (images,) = re.findall(r"^\| data \| (.*) \|$", report, re.MULTILINE)
     keep_outputs(notebook, executed, f"The outputs saved here are of {images}, in place of the `source` below.")

@@ -293,6 +293,8 @@ def test_a_one_cycle_schedule_that_would_not_end_is_refused(tiny_net):
 
 
 def test_names_and_classes_in_place_of_objects_are_refused(tiny_net):
+    with pytest.raises(TypeError, match="LBFGS runs the model several times a step"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=torch.optim.LBFGS(tiny_net.parameters()))
     with pytest.raises(TypeError, match=r"optimizer is a torch optimizer such as SGD.*, not 'adam'"):
         fit(tiny_net, [(IMAGES, LABELS)], optimizer="adam")
     with pytest.raises(TypeError, match=r"scheduler is one of torch\.optim\.lr_scheduler, built with the optimizer"):

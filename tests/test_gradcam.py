@@ -1,7 +1,9 @@
 """Grad-CAM by hand, against the grad-cam package, and without a trace left behind."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -102,7 +104,11 @@ def test_agrees_with_the_grad_cam_package(name):
 
 
 def test_nothing_is_left_behind():
-    model = nn.Sequential(tv.resnet18(num_classes=10), nn.Dropout(0.5))
+    class Drawing(nn.Identity):
+        def forward(self, x):
+            return x + 0 * random.random() * np.random.rand()
+
+    model = nn.Sequential(tv.resnet18(num_classes=10), nn.Dropout(0.5), Drawing())
     model[0].layer1.eval()
     model[0].layer2.requires_grad_(False)
     parameter = model[0].fc.weight
@@ -115,6 +121,8 @@ def test_nothing_is_left_behind():
             [parameter.requires_grad for parameter in model.parameters()],
             [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()],
             torch.is_grad_enabled(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
         )
 
     found = snapshot()

@@ -177,12 +177,32 @@ def test_it_stops_where_the_loss_diverges(bad):
         high = optimizer.param_groups[0]["lr"] > 1e-3
         return loss * (1e6 if bad == "diverges" else math.nan) if high else loss
 
+    before = copy.deepcopy(model.state_dict())
     curve = lr_find(model, loader, optimizer, criterion, start=1e-6, end=1, steps=61, **QUIET)
     last = curve.rates[-1]
     assert last == pytest.approx(10**-2.9 if bad == "diverges" else 1e-3)
     assert all(map(math.isfinite, curve.losses))
-    state = copy.deepcopy(model.state_dict())
-    assert all(value.isfinite().all() for value in state.values())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_forward_makes_and_what_the_loss_owns_are_put_back():
+    class Masked(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", None, persistent=False)
+            self.register_buffer("seen", None)
+
+        def forward(self, x):
+            self.mask, self.seen = torch.ones(()), torch.ones(())
+            return super().forward(x) * self.mask
+
+    model, (_, loader, _) = Masked(), parts()
+    scale = nn.Parameter(torch.zeros(()))
+    scale.grad = torch.ones(())
+    optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
+    lr_find(model, loader, optimizer, lambda a, b: nn.functional.cross_entropy(a * scale.exp(), b), **QUIET)
+    assert model.mask is None and model.seen is None and optimizer.param_groups[0]["lr"] == 0.1
+    assert scale.item() == 0 and scale.grad.item() == 1
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,12 @@ def test_misuse_is_refused():
         PerImage(v2.RandomCrop(24))(IMAGES)
 
 
+def test_a_pipeline_that_works_in_place_leaves_the_images_as_they_are():
+    plain = load_data("shapes", limit=20)
+    erased = load_data("shapes", limit=20, recipe=v2.RandomErasing(p=1, inplace=True))
+    assert torch.equal(erased.train.images, plain.train.images)
+
+
 def test_arrays_that_are_no_image_of_three_channels_are_named():
     albumentations = pytest.importorskip("albumentations")
 

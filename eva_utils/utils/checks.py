@@ -82,6 +82,8 @@ def check_fit(
     check_loader("test_loader", test_loader)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError("LBFGS runs the model several times a step, which the loop does not; use SGD or Adam")
     if scheduler is not None and not isinstance(scheduler, LRScheduler):
         raise TypeError(f"scheduler is one of torch.optim.lr_scheduler, built with the optimizer, not {scheduler!r}")
     if optimizer is not None:

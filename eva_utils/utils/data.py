@@ -127,7 +127,7 @@ def load_data(
         )
 
     if not isinstance(recipe, str):  # a pipeline that does not fit is refused now, and not in the first epoch
-        train_transform(recipe, mean, std)(splits[0][0][0][None], torch.Generator())
+        train_transform(recipe, mean, std)(splits[0][0][0][None].clone(), torch.Generator())
     plain = test_transform(mean, std)
     return Data(
         train=loader(splits[0], train_transform(recipe, mean, std), shuffle=True),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .checks import failure_explained
 from .names import unknown_name
-from .runtime import unwrap
+from .runtime import keep_rng, unwrap
 
 LEAST_SIDE = 5
 
@@ -25,15 +25,16 @@ class GradCAM:
     to the image and scaled to [0, 1] for each image; a map that is nowhere positive, or the same
     everywhere, is all zeros. Of a layer that runs several times the last run counts.
 
-    Calling it runs the model once forward and once backward, from the logits to the earliest chosen layer
-    and no further, in evaluation mode, with autocast off. Modes, buffers, gradients, `requires_grad`, hooks and
-    random generators are put back, also after an error.
+    Calling it runs the model once forward, after once on one image if no layer is named, and once backward, from
+    the logits to the earliest chosen layer and no further, in evaluation mode, with autocast off. Modes, buffers,
+    gradients, `requires_grad`, hooks and random generators are put back, also after an error.
 
     Args:
         model: a classifier that returns logits (N, C); also one that is compiled or wrapped for several
             processes, whose inner model is then run.
         layers: names as in `model.named_modules()`; None is the one the model declares as `cam_layer`, else the
-            deepest with a map of at least 5x5.
+            deepest of those that hold a convolution with a map of at least 5x5, which in a transformer is its patch
+            embedding: name a block instead and pass `reshape`.
         reshape: turns a layer's output into a map (N, C, h, w), as a transformer's tokens need; None is the
             model's own method `cam_reshape`, if it has one, for outputs (N, T, C).
 
@@ -131,7 +132,7 @@ class GradCAM:
         for buffer in self.model.buffers():
             stack.callback(buffer.data.copy_, buffer.detach().clone())
         self.model.eval()
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(keep_rng())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast(device.type, enabled=False) if device.type != "mps" else nullcontext())
         stack.enter_context(torch.no_grad())

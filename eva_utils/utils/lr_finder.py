@@ -159,8 +159,14 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     """Put back weights, gradients, the optimizer's state and rates, and the loader's generators."""
     home = next(model.parameters()).device
     weights = copy.deepcopy(model.state_dict())
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}  # also those in no state_dict
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    buffers = [  # also those in no state_dict, and those that forward() makes
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    others = {parameter: parameter.detach().clone() for parameter in trained - set(model.parameters())}  # of the loss
+    gradients = {parameter: parameter.grad for parameter in [*model.parameters(), *others]}
     state = copy.deepcopy(optimizer.state_dict())
     generators = [(part, part.get_state()) for part in own_generators(loader)]
     persistent = isinstance(loader, DataLoader) and loader.persistent_workers
@@ -171,9 +177,14 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     try:
         yield
     finally:
-        model.to(home).load_state_dict(weights)
-        for name, buffer in model.named_buffers():
-            buffer.data.copy_(buffers[name])
+        model.to(home)
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if buffer is not None:
+                buffer.data.copy_(value)
+        model.load_state_dict(weights)
+        for parameter, value in others.items():
+            parameter.data.copy_(value)
         optimizer.load_state_dict(state)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient

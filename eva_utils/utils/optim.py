@@ -66,7 +66,7 @@ def one_cycle(
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=lr_max,
-        total_steps=epochs * steps_per_epoch,
+        total_steps=int(epochs) * int(steps_per_epoch),
         pct_start=peak_epoch / epochs,
         anneal_strategy="linear",
         cycle_momentum=False,
