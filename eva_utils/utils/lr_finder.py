@@ -180,7 +180,7 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
         model.to(home)
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            if buffer is not None:
+            if buffer is not None and value is not None:
                 buffer.data.copy_(value)
         model.load_state_dict(weights)
         for parameter, value in others.items():
