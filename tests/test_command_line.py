@@ -1,6 +1,7 @@
 """The command line, only ever as a process of its own."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,13 @@ def test_a_folder_that_holds_a_run_is_refused(finished):
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert "already holds a run" in run("--out", out, "--limit", 64, code=2)
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_a_run_without_its_command_is_scored_on_the_images_of_its_own_seed(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    (out / "command.json").unlink()  # as of a run made in a notebook
+    printed = run("--evaluate", out, "--data", "shapes", "--limit", 64, "--norm", "group", "--test-share", 0.25)
+    assert "of the same images" in printed and "other images" not in printed
 
 
 def test_help_lists_titled_groups_with_defaults():
