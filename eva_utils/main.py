@@ -19,6 +19,7 @@ from .utils.checks import (
     check_fit,
     check_labels,
     check_logits,
+    check_loss,
     check_seed,
     check_steps_left,
     check_unscheduled,
@@ -26,6 +27,7 @@ from .utils.checks import (
     failure_explained,
     trainable_parameters,
     warn_of_softmax,
+    warn_of_unused_outputs,
 )
 from .utils.history import History, describe_run
 from .utils.lock import locked
@@ -112,6 +114,8 @@ def train(
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
             loss = criterion(logits.float(), labels) if len(labels) else 0 * logits.float().sum()
+            if number == 0:
+                check_loss(loss, criterion if len(labels) else None, logits)
             first_bad.update(loss, number)
             if place.type == "cpu":
                 first_bad.check()
@@ -179,7 +183,10 @@ def test(
                 continue
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
-            meter.update(criterion(logits.float(), labels), logits, labels)
+            loss = criterion(logits.float(), labels)
+            if number == 0:
+                check_loss(loss, criterion, logits)
+            meter.update(loss, logits, labels)
     return meter.total() if shared else meter.score()
 
 
@@ -322,7 +329,7 @@ def fit(
             disk.check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
-        _check_test_batch(model, test_loader, place, dtype)
+        warn_of_unused_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader)
         trained = held.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested): tested}.values():
             held.enter_context(compiled(module, compile))
@@ -375,7 +382,8 @@ def fit(
                 error.history = history  # type: ignore[attr-defined]
                 _explain(error, epoch, train_loader)
                 raise
-            say(f"Stopped in epoch {epoch}: weights and history are those of the {len(history)} finished epochs")
+            kept = f"{len(history)} finished epoch{'s' * (len(history) != 1)}"
+            say(f"Stopped in epoch {epoch}: weights and history are those of the {kept}")
         return history
 
 
@@ -392,15 +400,18 @@ def _explain(error: BaseException, epoch: int, loader: Any) -> None:
         error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({reason})",)
 
 
-def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a test loader that does not fit the model now, and not after the first epoch; nothing is left changed."""
+def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
+    """Refuse a test loader that does not fit the model now, and not after the first epoch; return the outputs' count.
+
+    Nothing is left changed.
+    """
     state, generators = rng_state(), [(part, part.get_state()) for part in own_generators(loader)]
     try:
         with keep_modes(model), torch.no_grad():
             model.eval()
             for batch in loader:
-                _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0)
-                break
+                return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0).shape[1]
+            raise ValueError("test_loader yields nothing; it must yield at least one batch of (images, labels)")
     finally:
         set_rng_state(state)
         for part, before in generators:

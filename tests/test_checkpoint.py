@@ -297,7 +297,7 @@ def other_run(**change):
         ),
         ({"model": Restless(TinyNet())}, "the model is another one: 'net.conv.weight' is only in the model"),
         ({"optimizer": torch.optim.Adam}, "optimizer class was 'SGD' and is now 'Adam'"),
-        ({"batch_size": 7}, "batches was 3 and is now 4"),
+        ({"batch_size": 7}, "train_loader batch_size was 8 and is now 7"),
         ({"seed": 1}, "train_loader seed was 0 and is now 1"),
         ({"pixel": 1}, "the images or labels of the train_loader are not those the run began with; make"),
         ({"recipe": "eva8_s7"}, "train_loader transform was 'Normalize"),

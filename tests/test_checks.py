@@ -5,18 +5,22 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, TinyNet, random_batches
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from eva_utils import main as engine
 from eva_utils.utils import checks
+from eva_utils.utils.loader import Loader
 from eva_utils.utils.lock import locked
 from eva_utils.utils.optim import one_cycle
+from eva_utils.utils.transforms import test_transform as normalized
 
 IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -110,6 +114,45 @@ def test_logits_and_log_probabilities_are_not_warned_of(recwarn):
     fit(TinyNet(), [(IMAGES, LABELS)])
     fit(Returns(lambda z: z.log_softmax(1)), [(IMAGES, LABELS)])
     assert not [warning for warning in recwarn if "softmax" in str(warning.message)]
+
+
+def test_the_warning_of_a_softmax_comes_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        fit(Returns(lambda z: z.softmax(1)), [(IMAGES, LABELS)], epochs=2)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (lambda z, y: F.cross_entropy(z, y).item(), TypeError, r"returned float; it must return the mean loss .*item"),
+        (lambda z, y: F.cross_entropy(z, y, reduction="none"), TypeError, r"returned float32 \(8,\); .*end in \.mean"),
+        (lambda z, y: F.cross_entropy(z.detach(), y), ValueError, "the loss has no gradient; compute it from"),
+        (nn.NLLLoss(), ValueError, "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropy"),
+    ],
+)
+def test_a_criterion_that_gives_no_loss_is_refused_before_a_step(criterion, error, message, tiny_net):
+    before = copy.deepcopy(tiny_net.state_dict())
+    with pytest.raises(error, match=message):
+        fit(tiny_net, [(IMAGES, LABELS)], criterion=criterion)
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+
+
+def test_nll_loss_of_log_probabilities_is_cross_entropy():
+    torch.manual_seed(0)
+    model = Returns(lambda z: z.log_softmax(1))
+    by_hand = F.cross_entropy(model.eval().net(IMAGES), LABELS).item()
+    found = engine.test(model, [(IMAGES, LABELS)], criterion=nn.NLLLoss(), device="cpu", precision="float32")
+    assert found.loss == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("outputs", [4, 5])
+def test_outputs_that_no_label_names_are_warned_of(outputs, recwarn):
+    loader = Loader(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), LABELS, normalized((0.5,) * 3, (0.25,) * 3))
+    fit(TinyNet(outputs), loader)
+    said = [str(warning.message) for warning in recwarn if "outputs" in str(warning.message)]
+    assert said == [] if outputs == 4 else said[0].startswith("the model has 5 outputs and the labels 4 classes; the")
 
 
 def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):

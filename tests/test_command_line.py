@@ -62,7 +62,8 @@ def test_a_finished_run_is_scored_again_as_recorded(finished):
 
 
 def test_other_images_than_the_records_are_said_to_be_so(finished):
-    assert "% of other images than these, loss" in run("--evaluate", finished[0], "--data", "shapes", "--limit", 40)
+    said = run("--evaluate", finished[0], "--data", "shapes", "--limit", 40)
+    assert "% of other images than these (another dataset, --limit or --validation), loss" in said
 
 
 def test_other_data_than_the_runs_is_refused(finished, image_folder):
@@ -149,7 +150,7 @@ WRONG = [
     (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw; did you mean 'adam'?"),
     (
         ["--data", "shape"],
-        f"unknown data source 'shape': choose one of {', '.join(SOURCES)}; did you mean 'shapes'? A folder",
+        f"unknown data source 'shape': choose one of {', '.join(SOURCES)}; did you mean 'shapes'? There is no folder",
     ),
     (["--last-stride", "3", "--model", "resnet18"], "last_stride is 1 or 2, not 3"),
     (["--lr", "0"], "lr is a number above 0, not 0.0"),

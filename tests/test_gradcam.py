@@ -208,6 +208,13 @@ def test_a_vision_transformer_through_reshape():
         GradCAM(model, [layer])(images)
 
 
+def test_a_patch_embedding_is_not_chosen():
+    model = tv.VisionTransformer(32, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10)
+    with pytest.raises(ValueError, match=r"'conv_proj', embeds patches, and the network goes on in tokens; name a"):
+        GradCAM(model)(torch.rand(1, 3, 32, 32))
+    assert GradCAM(model, ["conv_proj"])(torch.rand(1, 3, 32, 32))["conv_proj"].shape == (1, 32, 32)
+
+
 class Idle(TwoChannels):
     def __init__(self):
         super().__init__()
@@ -226,6 +233,7 @@ class Idle(TwoChannels):
             r"unknown layer 'layer5': .*did you mean 'layer\d'\?",
         ),
         (lambda x: GradCAM(create_model("resnet18"), [nn.ReLU()]), r"layers are names as in model\.named_modules\(\)"),
+        (lambda x: GradCAM(create_model("resnet18"), 4), r"layers are names .* or their numbers, got \[4\]"),
         (
             lambda x: GradCAM(TwoChannels(), reshape=lambda t: t),
             "name the layer whose output reshape= turns into a map",
@@ -244,6 +252,11 @@ class Idle(TwoChannels):
 def test_misuse_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(2, 3, 8, 8))
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str; pass the model itself"):
+        GradCAM("resnet18")
 
 
 def test_a_model_of_inference_mode_is_refused():

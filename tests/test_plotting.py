@@ -65,6 +65,13 @@ def test_a_rate_that_falls_all_the_time_has_no_drops(rates, drops):
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == drops
 
 
+def test_an_epoch_gone_astray_does_not_flatten_the_others():
+    calm, astray = history([0.1] * 5), history([0.1] * 5)
+    astray.rows[1]["test_loss"] = 300.0
+    assert [axis.get_yscale() for axis in plotting.plot_history(calm).axes] == ["linear", "linear"]
+    assert [axis.get_yscale() for axis in plotting.plot_history(astray).axes] == ["log", "linear"]
+
+
 def test_several_histories_share_a_figure():
     _, accuracy = plotting.plot_history({"batch": history([0.1] * 5), "layer": history([0.1] * 6, shift=2.0)}).axes
     found = labels(accuracy)
@@ -96,9 +103,16 @@ def test_the_finders_curve_marks_its_suggestion():
     assert axis.get_xscale() == "log" and axis.lines[1].get_xdata() == [1e-3, 1e-3]
     assert "steepest slope: 1.0e-03" in labels(axis)
     (rising,) = plotting.plot_lr_find(([1e-3, 1e-2, 1e-1], [2.3, 4.0, 11.0], None)).axes
-    assert len(rising.lines) == 1 and rising.get_title() == "the loss does not clearly fall: no suggestion"
+    assert len(rising.lines) == 1 and rising.get_title() == "the loss does not fall by a tenth: no suggestion"
     with pytest.raises(TypeError, match=r"plot_schedule\(eva\.learning_rates\(scheduler, steps\)\) draws a scheduler"):
         plotting.plot_schedule(torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], lr=1), 1))
+    with pytest.raises(TypeError, match="plot_lr_find takes what lr_find returned, not NoneType"):
+        plotting.plot_lr_find(None)
+    with pytest.raises(TypeError, match=r"takes a list of rates, several by name, or a history, not 0\.1"):
+        plotting.plot_schedule(0.1)
+    for nothing in ([], {}, {"a": []}):
+        with pytest.raises(ValueError, match="there is no rate to draw"):
+            plotting.plot_schedule(nothing)
     assert rising.get_ylim()[0] < 2.3 and rising.get_ylim()[1] > 4.0
     assert axis.get_ylim()[0] < 1.0 and 2.0 < axis.get_ylim()[1] < 3.0  # the divergence does not flatten the rest
 
@@ -211,7 +225,10 @@ def test_panels_show_the_maps_of_the_same_records(data):
             over = overlay(image, maps[layer][number]).permute(1, 2, 0)
             np.testing.assert_allclose(row[1 + 2 * place].images[0].get_array(), over, atol=1e-6)
             np.testing.assert_allclose(row[2 + 2 * place].images[0].get_array(), maps[layer][number], atol=1e-6)
-        assert f"#{record.index}" in row[0].get_xlabel()
+        predicted, actual = data.classes[record.predicted], data.classes[record.target]
+        confidence = f"confidence {100 * record.confidence:.0f}%"
+        expected = f"#{record.index}\npredicted: {predicted}\n{confidence}\nactual: {actual}"
+        assert row[0].get_xlabel() == expected
 
 
 @pytest.mark.parametrize("right, cells", [(False, 3), (True, 2)])

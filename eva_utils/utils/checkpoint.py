@@ -236,8 +236,8 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
     skip = set() if fresh_optimizer else _SCHEDULED
-    compared = ("optimizer", "scheduler", "warmup", "ema", "clip", "criterion", "batches", "train_loader")
-    for name in (*compared, "test_loader", "precision", "compile", "processes"):
+    compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
+    for name in (*compared, "criterion", "precision", "compile", "processes"):
         difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")

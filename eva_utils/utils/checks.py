@@ -242,6 +242,27 @@ def check_logits(logits: Any, images: Tensor) -> None:
         )
 
 
+def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
+    """Raise unless a criterion returned one number, with a gradient where one is wanted, of inputs it is made for."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = _kind(loss) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"the criterion returned {found}; it must return the mean loss of the batch, a tensor of no dimensions, "
+            "so leave out .item() and end in .mean()"
+        )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(
+            "the loss has no gradient; compute it from the logits with torch operations, without detach(), argmax() "
+            "or numpy"
+        )
+    totals = logits.detach().float().logsumexp(dim=1)
+    if isinstance(criterion, nn.NLLLoss) and not torch.allclose(totals, torch.zeros_like(totals), atol=1e-2):
+        raise ValueError(
+            "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropyLoss(), or end the model "
+            "in log_softmax"
+        )
+
+
 def check_labels(labels: Tensor, classes: int, place: str) -> None:
     """Raise unless every label is from 0 to classes - 1; this waits for the labels' device."""
     low, high = (int(value) for value in labels.aminmax())
@@ -275,7 +296,19 @@ def warn_of_softmax(outputs: Tensor) -> None:
         warnings.warn(
             "the model ends in a softmax and cross entropy applies one itself, so the loss cannot come near 0; "
             "return the logits instead",
-            stacklevel=4,
+            stacklevel=1,  # one place, so that Python shows it once
+        )
+
+
+def warn_of_unused_outputs(outputs: int, loader: Any) -> None:
+    """Warn if a model has more outputs than the labels of one of `load_data`'s loaders have classes."""
+    labels = getattr(loader, "labels", None)
+    classes = int(labels.max()) + 1 if isinstance(labels, Tensor) else outputs
+    if outputs > classes:
+        warnings.warn(
+            f"the model has {outputs} outputs and the labels {classes} classes; the figures and the report want as "
+            f"many of one as of the other, so build it with num_classes={classes}",
+            stacklevel=3,
         )
 
 

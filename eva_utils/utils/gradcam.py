@@ -1,6 +1,6 @@
 """Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -33,12 +33,12 @@ class GradCAM:
         model: a classifier that returns logits (N, C); also one that is compiled or wrapped for several
             processes, whose inner model is then run.
         layers: names as in `model.named_modules()`; None is the one the model declares as `cam_layer`, else the
-            deepest of those that hold a convolution with a map of at least 5x5, which in a transformer is its patch
-            embedding: name a block instead and pass `reshape`.
+            deepest of those that hold a convolution with a map of at least 5x5.
         reshape: turns a layer's output into a map (N, C, h, w), as a transformer's tokens need; None is the
             model's own method `cam_reshape`, if it has one, for outputs (N, T, C).
 
     Raises:
+        TypeError: the model is none.
         ValueError: a layer does not exist (the nearest is named), or the model cannot be differentiated.
 
     Example:
@@ -48,6 +48,8 @@ class GradCAM:
     def __init__(
         self, model: nn.Module, layers: Sequence[str] | None = None, *, reshape: Reshape | None = None
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
         self.model = unwrap(model)
         if any(parameter.is_inference() for parameter in self.model.parameters()):
             raise ValueError(
@@ -56,11 +58,14 @@ class GradCAM:
         if layers is None and reshape is None:
             layers = getattr(self.model, "cam_layer", None)
         self.reshape = reshape
-        if isinstance(layers, nn.Module) or any(not isinstance(name, str) for name in layers or []):
+        several = isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module)
+        names = None if layers is None else list(layers) if several else [layers]
+        if any(not isinstance(name, str) for name in names or []):
             raise ValueError(
-                "layers are names as in model.named_modules(), such as ['layer3', 'layer4'], not the modules"
+                "layers are names as in model.named_modules(), such as ['layer3', 'layer4'], not the modules or their "
+                f"numbers, got {names!r:.60}"
             )
-        self.layers = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+        self.layers = names
         if reshape is not None and not self.layers:
             raise ValueError(
                 "name the layer whose output reshape= turns into a map, as layers=['encoder.layers.5.ln_1']"
@@ -208,23 +213,34 @@ class GradCAM:
     def _deepest(self, images: Tensor) -> str:
         """Return the layer that ends last of those which hold a convolution and give a map of at least 5x5."""
         found: list[tuple[str, Tensor]] = []
+        tokens: list[str] = []
 
-        def note(name: str):
+        def note(name: str, convolves: bool):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 shaped = self._shape(output) if isinstance(output, Tensor) else None
-                if shaped is not None and shaped.ndim == 4:
+                if shaped is not None and shaped.ndim == 3:
+                    tokens.append(name)
+                if convolves and shaped is not None and shaped.ndim == 4:
                     channels_last = _is_channels_last(tuple(shaped.shape), images)
                     if min(shaped.shape[1:3] if channels_last else shaped.shape[2:]) >= LEAST_SIDE:
                         found.append((name, shaped))
 
             return hook
 
+        convolutions = [name for name, module in self._modules.items() if isinstance(module, nn.Conv2d)]
         with ExitStack() as stack:
             for name, module in self._modules.items():
-                if name and any(isinstance(part, nn.Conv2d) for part in module.modules()):
-                    stack.callback(module.register_forward_hook(note(name)).remove)
+                convolves = any(isinstance(part, nn.Conv2d) for part in module.modules())
+                if name:
+                    stack.callback(module.register_forward_hook(note(name, convolves)).remove)
             with failure_explained(self.model, images):
                 self.model(images[:1])
+        if tokens and len(convolutions) == 1:
+            raise ValueError(
+                f"the only convolution, {convolutions[0]!r}, embeds patches, and the network goes on in tokens; name a "
+                "layer in layers=, as the norm before the last attention, and pass reshape= to make a map (N, C, h, w) "
+                "of its output (N, T, C)"
+            )
         if not found:
             raise ValueError(
                 f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"

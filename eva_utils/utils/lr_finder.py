@@ -18,6 +18,7 @@ from .checks import (
     check_labels,
     check_loader,
     check_logits,
+    check_loss,
     check_real,
     check_whole,
     failure_explained,
@@ -108,12 +109,13 @@ def lr_find(
                 check_logits(logits, images)
             check_labels(labels, logits.shape[1], f"batch {step}")
             loss = criterion(logits.float(), labels.to(place))
+            if step == 0:
+                check_loss(loss, criterion, logits)
             value = loss.item()
             if value < 0:
-                advice = "; NLLLoss takes log-probabilities, no logits" * isinstance(criterion, nn.NLLLoss)
                 raise ValueError(
                     f"the loss of batch {step} is {value:.3g}; lr_find wants one that is never negative, as "
-                    f"CrossEntropyLoss{advice}"
+                    "CrossEntropyLoss"
                 )
             if not math.isfinite(value):
                 break

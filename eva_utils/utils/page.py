@@ -13,7 +13,7 @@ from .checkpoint import write_atomic
 from .gradcam import LEAST_SIDE
 from .history import History
 from .predictions import HITS, MISTAKES, Predictions, Record, Records
-from .rules import FAIL, PASS, smoothing
+from .rules import FAIL, PASS, course, smoothing
 from .seal import is_sealed, seal_png, seal_text
 
 FIGURES = ("curves", "confusion", "correct", "correct_gradcam", "misclassified", "misclassified_gradcam")
@@ -127,7 +127,8 @@ def _parameters(record: dict) -> str:
     trained, optimizer, schedule = settings["train_loader"], settings["optimizer"], settings["scheduler"]
     steps = [step for step in trained.get("transform", "").split(" -> ") if not step.startswith("Normalize(")]
     groups = [group for name, group in optimizer.items() if name != "class"]
-    rates = ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov")
+    one_cycle = schedule["class"] == "OneCycleLR"
+    cycle = f"OneCycleLR of {schedule['total_steps']:,} steps: {course(settings, record['rows'])}" if one_cycle else ""
     ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
     seeds = {"order and the augmentation": trained.get("seed"), "run": settings["seed"]}
     warmup = settings.get("warmup", 0)
@@ -142,8 +143,8 @@ def _parameters(record: dict) -> str:
         ("normalization of pixels", f"mean {_rounded(data['mean'])}, standard deviation {_rounded(data['std'])}"),
         ("batch size", trained.get("batch_size") or "not recorded"),
         ("epochs", len(record["rows"])),
-        ("optimizer", optimizer["class"] + "; ".join(dict.fromkeys(_options(group, rates) for group in groups))),
-        ("learning rate schedule", schedule["class"] + _options(ran, ran)),
+        ("optimizer", optimizer["class"] + _groups(groups)),
+        ("learning rate schedule", cycle or schedule["class"] + _options(ran, ran)),
         ("warmup", f"{warmup} epoch{'s' * (warmup > 1)}" if warmup else "none"),
         ("averaged weights", _if_set("decay", settings.get("ema"))),
         ("gradient clipping", _if_set("norm", settings.get("clip"))),
@@ -156,6 +157,17 @@ def _parameters(record: dict) -> str:
         ),
     ]
     return _table(("parameter", "value"), rows)
+
+
+def _groups(groups: list[dict]) -> str:
+    """Return the options of an optimizer's groups; of how many tensors, where they differ."""
+    counts: dict[str, int] = {}
+    for group in groups:
+        options = _options(group, ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov"))
+        counts[options] = counts.get(options, 0) + group["parameters"]
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ": " + "; ".join(f"{options} of {count} tensors" for options, count in counts.items())
 
 
 def _summary(record: dict) -> str:
@@ -285,7 +297,8 @@ def _audit(findings: list[dict]) -> str:
 
 def _machine(place: dict) -> str:
     day = place.get("date", "day not recorded")
-    machine = f"{place['machine']}, {place['threads']} threads, {place['device']}"
+    threads = f"{place['threads']} thread{'s' * (place['threads'] != 1)}"
+    machine = f"{place['machine']}, {threads}, {place['device']}"
     return f"{day}, {machine}; Python {place['python']}, torch {place['torch']}"
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BLUE, ORANGE, *_ = COLOURS
 GREY = "#808080"
+COLOUR_KEY = "dark blue: nothing, yellow: most"
 WIDTH = 10.0  # inches: the width of a README at 100 dots an inch
 
 
@@ -106,6 +107,8 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
             label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
             (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
             ring.set(markersize=11, fillstyle="none")
+            if kind == "loss" and max(train + test) > 10 * statistics.median(train + test) > 0:
+                axis.set_yscale("log")  # else an epoch gone astray flattens all the others
             if len(runs) == 1:
                 for place, epoch in enumerate(drops):
                     line = axis.axvline(epochs[epoch] - 0.5, color=GREY, linewidth=1, linestyle=":")
@@ -130,7 +133,8 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
         unit: what is counted.
 
     Raises:
-        TypeError: a scheduler was given.
+        TypeError: a scheduler was given, or no list of rates.
+        ValueError: there is no rate.
     """
     if hasattr(rates, "optimizer"):
         raise TypeError(
@@ -139,6 +143,11 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
     if isinstance(rates, History):
         rates, unit = [row["lr"] for row in rates.rows], "epoch"
     runs = dict(rates) if isinstance(rates, Mapping) else {"": rates}
+    for values in runs.values():
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise TypeError(f"plot_schedule takes a list of rates, several by name, or a history, not {values!r}")
+    if not all(len(values) for values in runs.values()) or not runs:
+        raise ValueError("there is no rate to draw; pass at least one for each name")
     figure, ((axis,),) = _new_figure(1, 1, 3.2, 6.0)
     for number, (name, values) in enumerate(runs.items()):
         drawn = "steps-mid" if len(values) <= 60 else "default"
@@ -158,12 +167,17 @@ def plot_lr_find(curve: Any) -> "Figure":
 
     Args:
         curve: what `lr_find` returned.
+
+    Raises:
+        TypeError: it is something else.
     """
+    if not isinstance(curve, tuple) or len(curve) != 3:
+        raise TypeError(f"plot_lr_find takes what lr_find returned, not {type(curve).__name__}")
     rates, losses, suggestion = curve
     figure, ((axis,),) = _new_figure(1, 1, 3.6, 6.0)
     axis.plot(rates, losses, color=BLUE)
     if suggestion is None:
-        axis.set_title("the loss does not clearly fall: no suggestion", fontsize=9)
+        axis.set_title("the loss does not fall by a tenth: no suggestion", fontsize=9)
     else:
         axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
         axis.legend(fontsize=8, framealpha=0.6)
@@ -285,12 +299,12 @@ def draw_gradcam(
 def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -> "Figure":
     columns = 1 + 2 * len(maps)
     cell = WIDTH / columns
-    figure, axes = _new_figure(len(records), columns, 0.6 + (cell + 0.34) * len(records))
-    figure.suptitle(f"{_heading(records)}: Grad-CAM for the predicted class", fontsize=12)
+    figure, axes = _new_figure(len(records), columns, 0.8 + (cell + 0.54) * len(records))
+    figure.suptitle(f"{_heading(records)}: Grad-CAM for the predicted class\n{COLOUR_KEY}", fontsize=12)
     for number, (row, record) in enumerate(zip(axes, records, strict=True)):
         image = denormalize(record.image, data.mean, data.std)
         _show(row[0], image)
-        row[0].set_xlabel(_caption(record, data, 14), fontsize=7)
+        row[0].set_xlabel(_caption(record, data), fontsize=6.5)
         for place, (layer, layer_maps) in enumerate(maps.items()):
             over, heat = row[1 + 2 * place], row[2 + 2 * place]
             _show_overlay(over, image, layer_maps[number])
@@ -306,22 +320,22 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     any_wrong = any(record.predicted != record.target for record in records)
     cells, groups = (3, 3) if any_wrong else (2, 4)
     rows = -(-len(records) // groups)
-    figure, axes = _new_figure(rows, cells * groups, 0.6 + (WIDTH / (cells * groups) + 0.72) * rows)
-    figure.suptitle(f"{_heading(records)}: Grad-CAM at {layer}", fontsize=12)
+    names = [[_wrapped(data.classes[number]) for number in (record.predicted, record.target)] for record in records]
+    lines = 3.5 + max(name.count("\n") for pair in names for name in pair) + (not (predicted.any() and true.any()))
+    figure, axes = _new_figure(rows, cells * groups, 0.8 + (WIDTH / (cells * groups) + 0.14 * lines) * rows)
+    figure.suptitle(f"{_heading(records)}: Grad-CAM at {layer}\n{COLOUR_KEY}", fontsize=12)
     for number, record in enumerate(records):
         row, column = divmod(number, groups)
         group = axes[row][cells * column : cells * (column + 1)]
         image = denormalize(record.image, data.mean, data.std)
         _show(group[0], image)
         group[0].set_xlabel(f"#{record.index}", fontsize=8)
-        named = "\n".join(textwrap.wrap(_shorten(data.classes[record.predicted]), 13))
-        group[1].set_title(f"predicted:\n{named}", fontsize=8)
+        group[1].set_title(f"predicted:\n{names[number][0]}", fontsize=8)
         group[1].set_xlabel(f"{100 * record.confidence:.0f}%", fontsize=8)
         _show_overlay(group[1], image, predicted[number])
         if any_wrong:
-            actual = "\n".join(textwrap.wrap(_shorten(data.classes[record.target]), 13))
             _show_overlay(group[2], image, true[number])
-            group[2].set_title(f"actual:\n{actual}", fontsize=8)
+            group[2].set_title(f"actual:\n{names[number][1]}", fontsize=8)
     _hide([axis for row in axes for axis in row][cells * len(records) :])
     return figure
 
@@ -381,16 +395,19 @@ def _heading(records: Sequence[Any]) -> str:
     return shown if len(records) >= asked else f"{shown}, all there are of the {asked} asked for"
 
 
-def _caption(record: Any, data: Any, width: int) -> str:
-    predicted = _shorten(data.classes[record.predicted], width)
-    if record.predicted == record.target:
-        return f"#{record.index}\n{predicted}"
-    return f"#{record.index} {predicted}\nactual: {_shorten(data.classes[record.target], width - 4)}"
+def _caption(record: Any, data: Any) -> str:
+    predicted, actual = (_shorten(data.classes[number], 11) for number in (record.predicted, record.target))
+    lines = [f"#{record.index}", f"predicted: {predicted}", f"confidence {100 * record.confidence:.0f}%"]
+    return "\n".join(lines if record.predicted == record.target else [*lines, f"actual: {actual}"])
 
 
 def _shorten(name: str, width: int = 22) -> str:
     name = name if len(name) <= width else name[: width - 1] + "…"
     return name.replace("$", r"\$")
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(_shorten(name), 13))
 
 
 def _show(axis: "Axes", image: Tensor) -> None:

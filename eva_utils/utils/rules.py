@@ -84,12 +84,18 @@ def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
     return _finding(rule, asked, f"{start:g}{after}, {made}; replayed on the record, every epoch agrees", True)
 
 
+def course(settings: dict, rows: list[dict]) -> str:
+    """Say where the rate began, when it was highest at the end of an epoch, and where it ended."""
+    highest = max(rows, key=lambda row: row["lr"])
+    start = settings["optimizer"]["group 0"]["lr"]
+    return f"{start:.3g} at first, {highest['lr']:.3g} after epoch {highest['epoch']}, {rows[-1]['lr']:.3g} at last"
+
+
 def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
     """Look for the epoch that ends at the highest rate, and for a last rate that is no lower than the first."""
     rates = [row["lr"] for row in rows]
     start, highest = settings["optimizer"]["group 0"]["lr"], max(rates)
-    epoch = rows[rates.index(highest)]["epoch"]
-    found = f"{start:.3g} at first, {highest:.3g} after epoch {epoch}, {rates[-1]:.3g} at last"
+    epoch, found = rows[rates.index(highest)]["epoch"], course(settings, rows)
     passed = epoch == peak_epoch and highest > max(start, rates[-1]) and rates[-1] >= start * (1 - 1e-6)
     return _finding("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
 

@@ -46,10 +46,10 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     if folder.is_file():
         raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
     if not folder.is_dir():
-        error = unknown_name("data source", str(source), SOURCES)
+        error = str(unknown_name("data source", str(source), SOURCES))
         raise ValueError(
-            f"{error} A folder of that name (images under train/<class>/ and test/<class>/, or TinyImageNet) is "
-            f"neither here nor in {root}"
+            f"{error if error.endswith('?') else error + '.'} There is no folder {source} either, here or in {root}; "
+            "one holds images under train/<class>/ and test/<class>/, or TinyImageNet"
         )
     if is_tiny_imagenet(folder):
         (train_paths, train_labels), (test_paths, test_labels), classes = read_tiny_imagenet(folder)
