@@ -156,6 +156,8 @@ def make_parts(args: argparse.Namespace, data: Data | None = None):
     eva.seed_everything(args.seed)
     batches = len(data.train) if data else 100  # any number will do to refuse what is wrong with every one
     model = build(vars(args), len(data.classes), image_side(data)) if data else build(vars(args), 10)
+    if data and getattr(model, "whitening", None):
+        model.whiten(next(iter(data.train))[0])
     place = pick_device(args.device)
     optimizer = make_optimizer(
         args.optimizer,
@@ -332,7 +334,9 @@ def evaluate(args: argparse.Namespace) -> int:
         args.precision = precision
     model = build(options, len(data.classes), image_side(data))
     recorded_on = history.settings["test_loader"].get("fingerprint")
-    where = "of the same images" if recorded_on == data.test.fingerprint else "of other images than these"
+    where = "of the same images"
+    if recorded_on != data.test.fingerprint:
+        where = "of other images than these (another dataset, --limit or --validation)"
     for which, row in (("best", best), ("last", last)):
         eva.load_weights(model, args.evaluate, which)
         score = eva.test(model, data.test, device=args.device, precision=args.precision)

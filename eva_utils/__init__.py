@@ -19,6 +19,7 @@ _HOME = {
     "small_resnet": "models",
     "speed_resnet": "models",
     "speed_resnet4": "models",
+    "whitened_resnet": "models",
     "davidnet": "models",
     "vit": "models",
     "load_data": "utils.data",

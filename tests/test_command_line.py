@@ -147,7 +147,7 @@ WRONG = [
     (["--test-share", "1"], "test_share is a number above 0 and below 1, not 1.0"),
     (["--lr-min", "1", "--scheduler", "one_cycle"], "lr_min is a number above 0 and below 0.01, not 1.0"),
     (["--model", "vit", "--norm", "batch"], "a vision transformer has LayerNorm only, not norm='batch'"),
-    (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw; did you mean 'adam'?"),
+    (["--optimizer", "adm"], "unknown optimizer 'adm': choose one of sgd, adam, adamw, muon; did you mean 'adam'?"),
     (
         ["--data", "shape"],
         f"unknown data source 'shape': choose one of {', '.join(SOURCES)}; did you mean 'shapes'? There is no folder",

@@ -21,7 +21,7 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
     assert {type(module) for module in norms_in(model)} == {kind}
     if norm == "layer":
         assert {module.num_groups for module in norms_in(model)} == {1}
-    for side in (8, 13, 32):
+    for side in (9 if name == "whitened_resnet" else 8, 13, 32):
         assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
@@ -33,6 +33,7 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
         ("small_resnet", 9, 1_923_914),
         ("speed_resnet", 6, 1_960_384),
         ("speed_resnet4", 8, 3_141_056),
+        ("whitened_resnet", 6, 1_972_768),
         ("davidnet", 8, 6_573_130),
     ],
 )
@@ -73,12 +74,12 @@ def test_initialisation_is_as_stated():
         assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
 
 
-def normed_relu(model, name, x):
-    """Batch statistics, scale and shift, then what is positive: by hand."""
+def normed_relu(model, name, x, activation=F.relu):
+    """Batch statistics, scale and shift, then the activation: by hand."""
     mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
     norm = model.get_submodule(name)
     scale, shift = (part[None, :, None, None] for part in (norm.weight, norm.bias))
-    return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+    return activation((x - mean) / (var + 1e-5).sqrt() * scale + shift)
 
 
 def convolved(model, name, x, pool=False):
@@ -111,23 +112,46 @@ def test_the_custom_resnet_computes_what_the_course_draws():
     torch.testing.assert_close(model(images), (largest @ model.fc.weight.T + model.fc.bias) / 8, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "pooled"), [("speed_resnet", 3), ("speed_resnet4", 2)])
+@pytest.mark.parametrize(("name", "pooled"), [("speed_resnet", 3), ("speed_resnet4", 2), ("whitened_resnet", 3)])
 def test_the_fast_networks_compute_what_they_say(name, pooled):
     model, images = with_varied_norms(name), torch.randn(4, 3, 32, 32)
-    x = images
+    x, activation = images, F.relu
+    if name == "whitened_resnet":
+        activation = F.gelu
+        x = F.gelu(F.conv2d(images, model.whitening.weight))
     for number in range(1, model.stages + 1):
         layer, pool = f"layer{number}", number <= pooled
-        x = normed_relu(model, f"{layer}.{2 if pool else 1}", convolved(model, f"{layer}.0", x, pool))
+        x = normed_relu(model, f"{layer}.{2 if pool else 1}", convolved(model, f"{layer}.0", x, pool), activation)
         last = f"{layer}.{4 if pool else 3}"
-        x = x + normed_relu(model, f"{last}.norm", convolved(model, f"{last}.conv", x))
+        x = x + normed_relu(model, f"{last}.norm", convolved(model, f"{last}.conv", x), activation)
     largest = x.flatten(2).max(dim=2).values
     torch.testing.assert_close(model(images), largest @ model.fc.weight.T / 9, rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_patches_are_uncorrelated_and_come_with_their_negatives():
+    model = create_model("whitened_resnet")
+    images = F.avg_pool2d(torch.randn(64, 3, 36, 36, generator=torch.Generator().manual_seed(1)), 5, stride=1)
+    model.whiten(3 * images)  # neighbouring pixels alike, as in photographs
+    out = model.whitening(3 * images).transpose(0, 1).flatten(1)
+    assert torch.equal(out[:12], -out[12:])
+    covariance = out[:12] @ out[:12].T / out.shape[1]
+    strong = covariance.diagonal() > 0.5  # weak ones are not blown up
+    assert strong.sum() >= 10
+    torch.testing.assert_close(covariance, covariance.diagonal().diag(), rtol=0, atol=2e-3)
+    assert covariance.diagonal().max() < 1.001 and not model.whitening.weight.requires_grad
+    with pytest.raises(ValueError, match=r"no whitening layer; create_model\('whitened_resnet'\) has one"):
+        create_model("speed_resnet").whiten(images)
 
 
 def test_blocks_of_the_small_network_start_as_the_identity():
     model = create_model("small_resnet")
     x = torch.randn(2, 128, 8, 8).relu()
     torch.testing.assert_close(model.layer2[-1](x), x)
+
+
+def test_an_argument_of_another_model_is_refused():
+    with pytest.raises(TypeError, match="davidnet takes num_classes, norm, and no last_stride; leave it out"):
+        create_model("davidnet", last_stride=1)
 
 
 def test_unknown_names_are_refused_with_the_nearest():

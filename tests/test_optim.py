@@ -21,7 +21,7 @@ def test_optimizers_by_name(tiny_net):
     assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
     assert adam.param_groups[1]["betas"] == (0.8, 0.999)
     with pytest.raises(
-        ValueError, match=r"unknown optimizer 'adma': choose one of sgd, adam, adamw; did you mean 'adam'\?"
+        ValueError, match=r"unknown optimizer 'adma': choose one of sgd, adam, adamw, muon; did you mean 'adam'\?"
     ):
         make_optimizer("adma", tiny_net, lr=0.1)
 

@@ -1,12 +1,14 @@
 """Classifiers: each takes images (N, 3, H, W) and returns logits (N, num_classes)."""
 
+import inspect
+
 from torch import nn
 
 from ..utils.names import unknown_name
 from .davidnet import davidnet
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
-from .speed_resnet import speed_resnet, speed_resnet4
+from .speed_resnet import speed_resnet, speed_resnet4, whitened_resnet
 from .vit import vit
 
 __all__ = [
@@ -19,10 +21,12 @@ __all__ = [
     "speed_resnet",
     "speed_resnet4",
     "vit",
+    "whitened_resnet",
 ]
 
 _MODELS = {
-    model.__name__: model for model in (resnet18, resnet34, small_resnet, speed_resnet, speed_resnet4, davidnet, vit)
+    model.__name__: model
+    for model in (resnet18, resnet34, small_resnet, speed_resnet, speed_resnet4, whitened_resnet, davidnet, vit)
 }
 
 
@@ -36,7 +40,12 @@ def create_model(name: str, **kwargs) -> nn.Module:
 
     Raises:
         ValueError: the name is unknown; the nearest known one is named.
+        TypeError: its constructor does not take an argument; those it takes are named.
     """
     if name not in _MODELS:
         raise unknown_name("model", name, _MODELS)
+    known = inspect.signature(_MODELS[name]).parameters
+    for argument in kwargs:
+        if argument not in known:
+            raise TypeError(f"{name} takes {', '.join(known)}, and no {argument}; leave it out")
     return _MODELS[name](**kwargs)

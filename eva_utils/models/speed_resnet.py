@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,29 +12,58 @@ from .resnet import StandardizedConv2d, conv3x3, init_convolutions
 
 
 class ResidualConv(nn.Module):
-    """A 3x3 convolution, norm and ReLU added to what goes in: (N, channels, H, W) to the same shape."""
+    """A 3x3 convolution, norm and activation added to what goes in: (N, channels, H, W) to the same shape."""
 
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module], conv: type[nn.Conv2d]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        norm: Callable[[int], nn.Module],
+        conv: type[nn.Conv2d],
+        activation: type[nn.Module],
+    ) -> None:
         super().__init__()
         self.conv = conv3x3(channels, channels, 1, conv)
         self.norm = norm(channels)
+        self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + F.relu(self.norm(self.conv(x)))
+        return x + self.activation(self.norm(self.conv(x)))
+
+
+class Whitening(nn.Conv2d):
+    """A frozen 2x2 convolution (N, 3, H, W) to (N, 24, H - 1, W - 1) that `whiten` sets from images.
+
+    Its first 12 outputs are then uncorrelated, with a mean square of 1 each; the others are their negatives, which
+    the activation after them would lose (Page, 2019, https://myrtle.ai/learn/how-to-train-your-resnet-8-bag-of-tricks/).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, 24, kernel_size=2, bias=False)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Set the weights from a batch of normalized images (N, 3, H, W), a hundred or more."""
+        patches = F.unfold(images.to("cpu", torch.float64), 2).transpose(1, 2).flatten(0, 1)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + 5e-4).sqrt()).T.view(12, 3, 2, 2)
+        self.weight.copy_(torch.cat([filters, -filters]))
 
 
 class SpeedResNet(nn.Module):
-    """Stages of a convolution, max pooling by 2 while the map is large, norm, ReLU and one residual convolution.
+    """Stages of a convolution, max pooling by 2 while the map is large, norm, activation and one residual convolution.
 
     The shape, the head on the maximum of the maps and its small logits are those of the fast CIFAR-10 trainings
-    (Jordan, 2024, https://arxiv.org/abs/2404.00498), without their frozen whitening and batch normalization.
+    (Jordan, 2024, https://arxiv.org/abs/2404.00498), without their batch normalization.
 
     Args:
         widths: channels of each stage, `layer1` and so on.
         pooled: how many of the first stages halve the map.
         num_classes: width of the logits.
         norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
-        standardize: whether every convolution standardizes its weights, see `StandardizedConv2d`.
+        standardize: whether every trained convolution standardizes its weights, see `StandardizedConv2d`.
+        whitened: whether a `Whitening` comes first, to be set by `model.whiten(images)` before training; the
+            activation is then GELU, else ReLU.
     """
 
     def __init__(
@@ -43,18 +73,34 @@ class SpeedResNet(nn.Module):
         num_classes: int = 10,
         norm: Norm = "layer",
         standardize: bool = False,
+        whitened: bool = False,
     ) -> None:
         super().__init__()
+        self.whitening = Whitening() if whitened else None
         make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
+        activation: type[nn.Module] = nn.GELU if whitened else nn.ReLU
         self.stages = len(widths)
-        for number, (inputs, outputs) in enumerate(pairwise((3, *widths)), start=1):
+        for number, (inputs, outputs) in enumerate(pairwise((24 if whitened else 3, *widths)), start=1):
             pool = [nn.MaxPool2d(2)] if number <= pooled else []
-            first = (conv3x3(inputs, outputs, 1, conv), *pool, make(outputs), nn.ReLU())
-            setattr(self, f"layer{number}", nn.Sequential(*first, ResidualConv(outputs, make, conv)))
+            first = (conv3x3(inputs, outputs, 1, conv), *pool, make(outputs), activation())
+            last = ResidualConv(outputs, make, conv, activation)
+            setattr(self, f"layer{number}", nn.Sequential(*first, last))
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
         init_convolutions(self)
 
+    def whiten(self, images: Tensor) -> None:
+        """Set the frozen first layer from a batch of normalized training images (N, 3, H, W), a hundred or more.
+
+        Raises:
+            ValueError: the network has no such layer.
+        """
+        if self.whitening is None:
+            raise ValueError("this network has no whitening layer; create_model('whitened_resnet') has one")
+        self.whitening.whiten(images)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.whitening is not None:
+            x = F.gelu(self.whitening(x))
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
         return self.fc(x.amax(dim=(2, 3))) / 9
@@ -63,6 +109,14 @@ class SpeedResNet(nn.Module):
 def speed_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
     """Build three stages, 1,960,384 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
     return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize)
+
+
+def whitened_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
+    """Build `speed_resnet` behind a whitening layer, 1,972,768 parameters, for images (N, 3, H, W) from 9x9 up.
+
+    Call `model.whiten(images)` on a batch of training images before training.
+    """
+    return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize, whitened=True)
 
 
 def speed_resnet4(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:

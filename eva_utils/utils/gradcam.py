@@ -59,7 +59,7 @@ class GradCAM:
             layers = getattr(self.model, "cam_layer", None)
         self.reshape = reshape
         several = isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module)
-        names = None if layers is None else list(layers) if several else [layers]
+        names: list | None = None if layers is None else list(layers) if several else [layers]
         if any(not isinstance(name, str) for name in names or []):
             raise ValueError(
                 "layers are names as in model.named_modules(), such as ['layer3', 'layer4'], not the modules or their "

@@ -7,10 +7,11 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checks import check_real, check_whole
+from .muon import Muon
 from .names import unknown_name
 from .runtime import unwrap
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULERS = ("plateau", "one_cycle")
 
 
@@ -38,6 +39,8 @@ def one_cycle(
 ) -> optim.lr_scheduler.OneCycleLR:
     """Build the schedule that rises from `lr_min` to `lr_max` and falls back, linearly, batch by batch.
 
+    Of several groups of an optimizer these are the first one's; the others keep their ratio to it.
+
     On torch's OneCycleLR, without its cycle of the momentum (Smith and Topin, 2018,
     https://arxiv.org/abs/1708.07120).
 
@@ -63,9 +66,10 @@ def one_cycle(
             f"peak_epoch={peak_epoch:g} puts the peak on the first batch (an epoch has {steps_per_epoch}); make the "
             "batches smaller (batch_size), or the peak later (peak_epoch)"
         )
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=lr_max,
+        max_lr=[lr_max * (rate / rates[0]) if min(rates) > 0 else lr_max for rate in rates],
         total_steps=int(epochs) * int(steps_per_epoch),
         pct_start=peak_epoch / epochs,
         anneal_strategy="linear",
@@ -183,6 +187,9 @@ def make_optimizer(
 ) -> optim.Optimizer:
     """Build an optimizer over `param_groups`; `momentum` and `nesterov` are SGD's, `momentum` also Adam's first beta.
 
+    Of "muon" `lr` is that of the convolutions, whose momentum is 0.6; everything else gets 2.5 times the rate, and
+    `momentum` and `weight_decay`.
+
     Raises:
         ValueError: the name is not one of `OPTIMIZERS`, or a number is out of range.
     """
@@ -196,6 +203,12 @@ def make_optimizer(
         return optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
     if name == "adamw":
         return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
+    if name == "muon":
+        for group in groups:
+            group |= {"lr": 2.5 * lr, "momentum": momentum}
+        convolutions = [parameter for parameter in groups[0]["params"] if parameter.ndim == 4]
+        groups[0]["params"] = [parameter for parameter in groups[0]["params"] if parameter.ndim != 4]
+        return Muon([group for group in ({"params": convolutions}, *groups) if group["params"]], lr=lr)
     raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
