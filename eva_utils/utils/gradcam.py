@@ -217,10 +217,10 @@ class GradCAM:
 
         def note(name: str, convolves: bool):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                shaped = self._shape(output) if isinstance(output, Tensor) else None
-                if shaped is not None and shaped.ndim == 3:
+                if isinstance(module, nn.LayerNorm) and isinstance(output, Tensor) and output.ndim == 3:
                     tokens.append(name)
-                if convolves and shaped is not None and shaped.ndim == 4:
+                shaped = self._shape(output) if convolves and isinstance(output, Tensor) else None
+                if shaped is not None and shaped.ndim == 4:
                     channels_last = _is_channels_last(tuple(shaped.shape), images)
                     if min(shaped.shape[1:3] if channels_last else shaped.shape[2:]) >= LEAST_SIDE:
                         found.append((name, shaped))
@@ -228,6 +228,7 @@ class GradCAM:
             return hook
 
         convolutions = [name for name, module in self._modules.items() if isinstance(module, nn.Conv2d)]
+        embeds = len(convolutions) == 1 and self._modules[convolutions[0]].stride != (1, 1)
         with ExitStack() as stack:
             for name, module in self._modules.items():
                 convolves = any(isinstance(part, nn.Conv2d) for part in module.modules())
@@ -235,7 +236,7 @@ class GradCAM:
                     stack.callback(module.register_forward_hook(note(name, convolves)).remove)
             with failure_explained(self.model, images):
                 self.model(images[:1])
-        if tokens and len(convolutions) == 1:
+        if tokens and embeds:
             raise ValueError(
                 f"the only convolution, {convolutions[0]!r}, embeds patches, and the network goes on in tokens; name a "
                 "layer in layers=, as the norm before the last attention, and pass reshape= to make a map (N, C, h, w) "

@@ -69,7 +69,7 @@ def one_cycle(
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=[lr_max * (rate / rates[0]) if min(rates) > 0 else lr_max for rate in rates],
+        max_lr=[lr_max * (rate / rates[0]) if rates[0] > 0 else lr_max for rate in rates],
         total_steps=int(epochs) * int(steps_per_epoch),
         pct_start=peak_epoch / epochs,
         anneal_strategy="linear",
