@@ -329,7 +329,7 @@ def fit(
             disk.check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
-        warn_of_unused_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader)
+        warn_of_unused_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
         trained = held.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested): tested}.values():
             held.enter_context(compiled(module, compile))

@@ -147,12 +147,26 @@ def test_nll_loss_of_log_probabilities_is_cross_entropy():
     assert found.loss == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize("outputs", [4, 5])
-def test_outputs_that_no_label_names_are_warned_of(outputs, recwarn):
-    loader = Loader(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), LABELS, normalized((0.5,) * 3, (0.25,) * 3))
-    fit(TinyNet(outputs), loader)
+@pytest.mark.parametrize(("outputs", "in_test"), [(4, 4), (5, 4), (5, 5)])
+def test_outputs_that_no_label_names_are_warned_of(outputs, in_test, recwarn):
+    train, test = (
+        Loader(
+            torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10) % classes, normalized((0.5,) * 3, (0.2,) * 3)
+        )
+        for classes in (4, in_test)
+    )
+    engine.fit(TinyNet(outputs), train, test, epochs=1, **QUIET)
     said = [str(warning.message) for warning in recwarn if "outputs" in str(warning.message)]
-    assert said == [] if outputs == 4 else said[0].startswith("the model has 5 outputs and the labels 4 classes; the")
+    assert len(said) == (outputs > in_test)
+    assert not said or said[0].startswith("the model has 5 outputs and the labels 4 classes; the figures")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "logits"),
+    [(nn.NLLLoss(), torch.full((2, 3), float("nan"))), (nn.NLLLoss(), torch.randn(2, 3).log_softmax(1))],
+)
+def test_log_probabilities_are_not_taken_for_logits(criterion, logits):
+    checks.check_loss(criterion(logits.requires_grad_(), torch.tensor([0, 1])), criterion, logits)
 
 
 def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):

@@ -215,6 +215,13 @@ def test_a_patch_embedding_is_not_chosen():
     assert GradCAM(model, ["conv_proj"])(torch.rand(1, 3, 32, 32))["conv_proj"].shape == (1, 32, 32)
 
 
+def test_one_convolution_whose_map_is_flattened_is_no_patch_embedding():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(2), nn.LayerNorm(900), nn.Flatten(), nn.Linear(7200, 4)
+    )
+    assert list(GradCAM(model)(torch.rand(1, 3, 32, 32))) == ["0"]
+
+
 class Idle(TwoChannels):
     def __init__(self):
         super().__init__()

@@ -267,14 +267,16 @@ def test_what_fit_refuses_is_refused():
         lr_find(few, loader, torch.optim.SGD(few.parameters(), lr=0.1), **QUIET)
 
 
-def test_every_group_gets_the_rate_and_its_own_back():
+def test_groups_keep_the_ratio_of_their_rates_and_get_their_own_back():
     model, loader, _ = parts()
     optimizer = torch.optim.SGD([{"params": [p], "lr": 0.1 * n} for n, p in enumerate(model.parameters(), 1)], lr=1.0)
     rates = [group["lr"] for group in optimizer.param_groups]
     seen = []
-    model.register_forward_hook(lambda *_: seen.append({group["lr"] for group in optimizer.param_groups}))
+    model.register_forward_hook(lambda *_: seen.append([group["lr"] for group in optimizer.param_groups]))
     curve = lr_find(model, loader, optimizer, steps=20, end=0.1, **QUIET)
-    assert seen == [{rate} for rate in curve.rates]
+    assert [tried[0] for tried in seen] == curve.rates
+    for tried in seen:
+        assert tried == pytest.approx([n * tried[0] for n in range(1, len(rates) + 1)])
     assert [group["lr"] for group in optimizer.param_groups] == rates
 
 

@@ -61,7 +61,7 @@ def test_what_is_no_convolution_steps_as_in_sgd():
     generator = torch.Generator().manual_seed(3)
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 6), (6,))]
     theirs = copy.deepcopy(ours)
-    own = Muon(ours, lr=0.1, momentum=0.9, weight_decay=0.01)
+    own = Muon([{"params": ours, "orthogonal": False}], lr=0.1, momentum=0.9, weight_decay=0.01)
     sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
     for _ in range(4):
         for a, b in zip(ours, theirs, strict=True):
@@ -93,6 +93,22 @@ def test_the_named_optimizer_and_its_cycle_give_each_group_its_rate():
     one_cycle(optimizer, 10, 5, lr_max=0.1, lr_min=0.01)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.025, 0.025])
     assert [group["max_lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.25, 0.25])
+
+
+def test_only_convolutions_before_the_last_layer_are_orthogonalized():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((1, 4, 1, 1), 0.01))
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.GroupNorm(1, 4), nn.Conv2d(4, 10, 1)
+
+    net = Net()
+    optimizer = make_optimizer("muon", net, lr=0.08)
+    taken = [parameter for group in optimizer.param_groups if group["orthogonal"] for parameter in group["params"]]
+    assert taken == [net.conv.weight]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(net.parameters()))
+    with pytest.raises(ValueError, match=r"a parameter \(4,\) is no matrix; put norms and biases into a group with"):
+        Muon(net.norm.parameters())
 
 
 def test_a_run_resumed_ends_as_one_that_never_stopped(tmp_path):

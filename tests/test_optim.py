@@ -42,6 +42,14 @@ def test_one_cycle_rises_to_its_peak_and_falls(annihilate):
     assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
+def test_one_cycle_keeps_the_ratio_of_the_groups_and_a_rate_of_0():
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in (0.2, 0.02, 0.0)]
+    optimizer = torch.optim.SGD(groups)
+    one_cycle(optimizer, 6, 10, 0.4, 0.1, peak_epoch=2)
+    assert [group["max_lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.04, 0])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.01, 0])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -68,6 +68,8 @@ def test_a_rate_that_falls_all_the_time_has_no_drops(rates, drops):
 def test_an_epoch_gone_astray_does_not_flatten_the_others():
     calm, astray = history([0.1] * 5), history([0.1] * 5)
     astray.rows[1]["test_loss"] = 300.0
+    for row in calm.rows[1:]:
+        row["train_loss"] = 0.0  # a fast fall is none
     assert [axis.get_yscale() for axis in plotting.plot_history(calm).axes] == ["linear", "linear"]
     assert [axis.get_yscale() for axis in plotting.plot_history(astray).axes] == ["log", "linear"]
 
@@ -91,6 +93,8 @@ def test_one_epoch_is_enough_and_none_is_refused():
 def test_a_schedule_by_step_and_by_epoch():
     (axis,) = plotting.plot_schedule([0.1, 0.3, 0.2]).axes
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.3, 0.2] and axis.get_xlabel() == "step"
+    (axis,) = plotting.plot_schedule(np.array([0.1, 0.3])).axes
+    assert axis.lines[0].get_ydata().tolist() == [0.1, 0.3]
     (axis,) = plotting.plot_schedule(history([0.1, 0.01])).axes
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.01] and axis.get_xlabel() == "epoch"
     assert {"a", "b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))

@@ -114,7 +114,7 @@ def speed_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool 
 def whitened_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
     """Build `speed_resnet` behind a whitening layer, 1,972,768 parameters, for images (N, 3, H, W) from 9x9 up.
 
-    Call `model.whiten(images)` on a batch of training images before training.
+    Call `model.whiten(images)` on a batch of training images before training; without it the layer stays random.
     """
     return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize, whitened=True)
 

@@ -300,11 +300,12 @@ def warn_of_softmax(outputs: Tensor) -> None:
         )
 
 
-def warn_of_unused_outputs(outputs: int, loader: Any) -> None:
-    """Warn if a model has more outputs than the labels of one of `load_data`'s loaders have classes."""
-    labels = getattr(loader, "labels", None)
-    classes = int(labels.max()) + 1 if isinstance(labels, Tensor) else outputs
-    if outputs > classes:
+def warn_of_unused_outputs(outputs: int, *loaders: Any) -> None:
+    """Warn if a model has more outputs than the labels of `load_data`'s loaders have classes."""
+    labels = [getattr(loader, "labels", None) for loader in loaders]
+    known = [int(part.max()) + 1 for part in labels if isinstance(part, Tensor)]
+    classes = max(known, default=outputs)
+    if len(known) == len(loaders) and outputs > classes:
         warnings.warn(
             f"the model has {outputs} outputs and the labels {classes} classes; the figures and the report want as "
             f"many of one as of the other, so build it with num_classes={classes}",

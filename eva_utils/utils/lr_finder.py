@@ -65,7 +65,8 @@ def lr_find(
     Args:
         model: returns logits (N, C).
         loader: batches (images, labels), at least 16; a loader shorter than the test begins anew.
-        optimizer: over the model's parameters; every group gets the same rate.
+        optimizer: over the model's parameters; of several groups the rate is the first's, to which the
+            others keep their ratio.
         criterion: mean loss of a batch; cross entropy if None.
         start, end: rates of the first and of the last step.
         steps: batches to train on, at least 20.
@@ -95,12 +96,14 @@ def lr_find(
     rates: list[float] = []
     losses: list[float] = []
     first = smooth = lowest = math.inf
+    before = [float(group["lr"]) for group in optimizer.param_groups]
+    shares = [rate / before[0] if before[0] else 1.0 for rate in before]
     with _as_they_were(model, optimizer, loader), keep_rng(), keep_modes(model):
         model.to(place).train()
         for step, batch in enumerate(islice(_endless(loader), steps)):
             images, labels = check_batch(batch, f"batch {step}")
-            for group in optimizer.param_groups:
-                group["lr"] = start * (end / start) ** (step / (steps - 1))
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["lr"] = share * start * (end / start) ** (step / (steps - 1))
             optimizer.zero_grad()
             explained = nullcontext() if step else failure_explained(model, images)
             with explained, autocast(place, dtype):

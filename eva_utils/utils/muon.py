@@ -29,28 +29,37 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """SGD with Nesterov's momentum, whose step of every convolution is orthogonalized.
+    """SGD with Nesterov's momentum, whose steps of convolutions are orthogonalized.
 
     A convolution's weight (out, in, h, w) is taken as a matrix (out, in h w), and its Frobenius norm is kept at
-    sqrt(out), so that `lr` is the share of it that a step changes; weight decay has no part in it. A norm must
-    follow, which makes up for the length. Other parameters take SGD's steps, for which groups of their own have
-    another rate and momentum. `torch.optim.Muon` takes matrices only.
+    sqrt(out), so that `lr` is the share of it that a step changes; weight decay has no part in it. Only a weight
+    whose length does not matter, since a norm follows, belongs here. What does not, as norms, biases and the
+    classifier, goes into groups with `"orthogonal": False`, which take SGD's steps at a rate and a momentum of
+    their own. `torch.optim.Muon` takes matrices only, and from torch 2.9 on.
 
     Args:
         params: parameters or groups of them, as for any optimizer.
         lr: learning rate; 0.08 at batch size 256 suits convolutions.
-        momentum: 0 to 1.
-        weight_decay: of what is no convolution, added to its gradient.
+        momentum: from 0 to below 1.
+        weight_decay: of SGD's steps, added to the gradient.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or a parameter of an orthogonal group has less than two dimensions.
     """
 
     def __init__(self, params, lr: float = 0.08, momentum: float = 0.6, weight_decay: float = 0.0) -> None:
         check_real("lr", lr, 0)
         check_real("momentum", momentum, 0, 1)
         check_real("weight_decay", weight_decay, 0)
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True}
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if group["orthogonal"] and parameter.ndim < 2:
+                    raise ValueError(
+                        f"a parameter {tuple(parameter.shape)} is no matrix; put norms and biases into a group with "
+                        '"orthogonal": False'
+                    )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -63,15 +72,15 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                gradient, convolves = parameter.grad, parameter.ndim == 4
-                if not convolves:
+                gradient = parameter.grad
+                if not group["orthogonal"]:
                     gradient = gradient.add(parameter, alpha=group["weight_decay"])
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
                 change = gradient.add(buffer, alpha=group["momentum"])
-                if convolves:
+                if group["orthogonal"]:
                     rows = len(parameter)
                     parameter.mul_(rows**0.5 / parameter.norm().clamp_min(1e-7))
                     change = orthogonalize(change.flatten(1)).view_as(change)

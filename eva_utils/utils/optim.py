@@ -187,8 +187,8 @@ def make_optimizer(
 ) -> optim.Optimizer:
     """Build an optimizer over `param_groups`; `momentum` and `nesterov` are SGD's, `momentum` also Adam's first beta.
 
-    Of "muon" `lr` is that of the convolutions, whose momentum is 0.6; everything else gets 2.5 times the rate, and
-    `momentum` and `weight_decay`.
+    Of "muon" `lr` is that of the convolutions, whose momentum is 0.6; everything else, a last layer that is a
+    convolution too, gets 2.5 times the rate, and `momentum` and `weight_decay`.
 
     Raises:
         ValueError: the name is not one of `OPTIMIZERS`, or a number is out of range.
@@ -204,10 +204,12 @@ def make_optimizer(
     if name == "adamw":
         return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
+        layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        chosen = {id(layer.weight) for layer in layers[:-1] if isinstance(layer, nn.Conv2d)}
+        convolutions = [parameter for parameter in groups[0]["params"] if id(parameter) in chosen]
         for group in groups:
-            group |= {"lr": 2.5 * lr, "momentum": momentum}
-        convolutions = [parameter for parameter in groups[0]["params"] if parameter.ndim == 4]
-        groups[0]["params"] = [parameter for parameter in groups[0]["params"] if parameter.ndim != 4]
+            others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            group |= {"params": others, "lr": 2.5 * lr, "momentum": momentum, "orthogonal": False}
         return Muon([group for group in ({"params": convolutions}, *groups) if group["params"]], lr=lr)
     raise unknown_name("optimizer", name, OPTIMIZERS)
 

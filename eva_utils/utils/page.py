@@ -167,7 +167,7 @@ def _groups(groups: list[dict]) -> str:
         counts[options] = counts.get(options, 0) + group["parameters"]
     if len(counts) == 1:
         return next(iter(counts))
-    return ": " + "; ".join(f"{options} of {count} tensors" for options, count in counts.items())
+    return ": " + "; ".join(f"{options} of {count} tensor{'s' * (count > 1)}" for options, count in counts.items())
 
 
 def _summary(record: dict) -> str:

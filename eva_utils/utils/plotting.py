@@ -107,7 +107,7 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
             label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
             (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
             ring.set(markersize=11, fillstyle="none")
-            if kind == "loss" and max(train + test) > 10 * statistics.median(train + test) > 0:
+            if kind == "loss" and max(test) > 10 * max(train) and min(train + test) > 0:
                 axis.set_yscale("log")  # else an epoch gone astray flattens all the others
             if len(runs) == 1:
                 for place, epoch in enumerate(drops):
@@ -142,10 +142,11 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
         )
     if isinstance(rates, History):
         rates, unit = [row["lr"] for row in rates.rows], "epoch"
-    runs = dict(rates) if isinstance(rates, Mapping) else {"": rates}
-    for values in runs.values():
-        if not isinstance(values, Sequence) or isinstance(values, str):
-            raise TypeError(f"plot_schedule takes a list of rates, several by name, or a history, not {values!r}")
+    try:
+        named = rates if isinstance(rates, Mapping) else {"": rates}
+        runs = {name: [float(rate) for rate in values] for name, values in named.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"plot_schedule takes a list of rates, several by name, or a history, not {rates!r}") from None
     if not all(len(values) for values in runs.values()) or not runs:
         raise ValueError("there is no rate to draw; pass at least one for each name")
     figure, ((axis,),) = _new_figure(1, 1, 3.2, 6.0)
