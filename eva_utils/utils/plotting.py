@@ -300,7 +300,8 @@ def draw_gradcam(
 def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -> "Figure":
     columns = 1 + 2 * len(maps)
     cell = WIDTH / columns
-    figure, axes = _new_figure(len(records), columns, 0.8 + (cell + 0.54) * len(records))
+    lines = 3 + any(record.predicted != record.target for record in records)
+    figure, axes = _new_figure(len(records), columns, 0.8 + (cell + 0.135 * lines) * len(records))
     figure.suptitle(f"{_heading(records)}: Grad-CAM for the predicted class\n{COLOUR_KEY}", fontsize=12)
     for number, (row, record) in enumerate(zip(axes, records, strict=True)):
         image = denormalize(record.image, data.mean, data.std)
