@@ -21,7 +21,7 @@ from eva_utils.models.norms import NORMS
 from eva_utils.utils import processes
 from eva_utils.utils.brief import BRIEFS, find_brief
 from eva_utils.utils.checkpoint import check_folder, write_atomic
-from eva_utils.utils.checks import check_averaging, check_real, check_whole
+from eva_utils.utils.checks import check_averaging, check_real, check_warmup, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.lock import locked
 from eva_utils.utils.names import unknown_name
@@ -183,10 +183,10 @@ def make_parts(args: argparse.Namespace, data: Data | None = None):
 
 def train(args: argparse.Namespace) -> int:
     check_whole("epochs", args.epochs, 1)
-    check_whole("warmup", args.warmup, 0)
     check_averaging(args.ema, args.clip)
     check_out(args.out, args.resume)
-    model, _, _, criterion = make_parts(args)  # refuses a wrong name or number before the data is read
+    model, _, scheduler, criterion = make_parts(args)  # refuses a wrong name or number before the data is read
+    check_warmup(args.warmup, args.epochs, scheduler)
     with processes.process_group():
         processes.check_together(model, criterion, pick_device(args.device))
         model, data, history = run(args)

@@ -109,8 +109,9 @@ BRIEFS = {
         "the learning rate driven by ReduceLROnPlateau, and explain 20 correct and 20 wrong predictions with Grad-CAM "
         "at four depths.",
         options={
-            "data": "cifar10", "recipe": "eva6_s8", "model": "resnet18", "norm": "layer", "last_stride": 1,
-            "epochs": 40, "batch_size": 128, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9,
+            "data": "cifar10", "recipe": "eva6_s8", "model": "speed_resnet4", "norm": "layer", "epochs": 40,
+            "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
+            "label_smoothing": 0.1, "factor": 0.6, "patience": 2, "threshold": 0.05, "warmup": 2, "ema": 0.999,
         },
         classes=CIFAR10,
         images=(50_000, 10_000),
@@ -188,10 +189,9 @@ BRIEFS = {
         objective="Reach 89.17% on CIFAR-10, what the EVA6 S8 team had at epoch 39, with LayerNorm only and as fast as "
         "possible on two CPU cores; any schedule, flips, no test-time averaging.",
         options={
-            "data": "cifar10", "recipe": "eva6_s9", "model": "speed_resnet", "norm": "layer", "standardize": True,
-            "epochs": 17, "batch_size": 128, "optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "nesterov": True,
-            "weight_decay": 5e-4, "label_smoothing": 0.1, "scheduler": "one_cycle", "peak_epoch": 3,
-            "annihilate": True,
+            "data": "cifar10", "recipe": "speedrun", "model": "whitened_resnet", "norm": "layer", "standardize": True,
+            "epochs": 15, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "momentum": 0.9, "weight_decay": 5e-4,
+            "label_smoothing": 0.2, "scheduler": "one_cycle", "peak_epoch": 3, "annihilate": True,
         },
         classes=CIFAR10,
         images=(50_000, 10_000),

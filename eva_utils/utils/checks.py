@@ -162,7 +162,9 @@ def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> Non
     """Raise ValueError unless a warmup leaves epochs to train at the full rate, and the scheduler room for it."""
     check_whole("warmup", warmup, 0)
     if warmup >= epochs:
-        raise ValueError(f"warmup={warmup} takes all of the {epochs} epochs; make it shorter")
+        raise ValueError(
+            f"warmup={warmup} leaves none at the full rate of epochs={epochs}; make it shorter or train longer"
+        )
     if warmup and isinstance(scheduler, OneCycleLR | CyclicLR):
         raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
 

@@ -193,6 +193,7 @@ _RECIPES: dict[str, tuple[tuple[Callable[[], nn.Module], ...], ...]] = {
     "eva8_s7": ((RandomCrop,), (Cutout,)),
     "eva6_s9": ((RandomCrop, RandomHorizontalFlip), (partial(Cutout, 8),)),
     "eva8_s10": ((RandomCrop, RandomHorizontalFlip), ()),
+    "speedrun": ((RandomCrop, RandomHorizontalFlip), (partial(Cutout, 12),)),
 }
 RECIPES = tuple(_RECIPES)
 
@@ -202,7 +203,7 @@ def train_transform(recipe: str | Callable[..., Any], mean: Sequence[float], std
 
     "eva6_s8" is RandomCrop(padding=4), RandomRotate(5) and Cutout(16); "eva8_s7" is RandomCrop(padding=4)
     and Cutout(16); "eva6_s9" is RandomCrop(padding=4), RandomHorizontalFlip() and Cutout(8); "eva8_s10" is
-    RandomCrop(padding=4) and RandomHorizontalFlip(); "none" only normalizes.
+    RandomCrop(padding=4) and RandomHorizontalFlip(), "speedrun" these and Cutout(12); "none" only normalizes.
     Cutout follows Normalize, so that its 0 is the mean colour.
 
     Args:
