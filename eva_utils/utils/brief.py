@@ -190,7 +190,7 @@ BRIEFS = {
         "possible on two CPU cores; any schedule, flips, no test-time averaging.",
         options={
             "data": "cifar10", "recipe": "speedrun", "model": "whitened_resnet", "norm": "layer", "standardize": True,
-            "epochs": 15, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "momentum": 0.9, "weight_decay": 5e-4,
+            "epochs": 16, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "momentum": 0.9, "weight_decay": 5e-4,
             "label_smoothing": 0.2, "scheduler": "one_cycle", "peak_epoch": 3, "annihilate": True,
         },
         classes=CIFAR10,
