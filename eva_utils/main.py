@@ -289,7 +289,7 @@ def fit(
 
         saved = processes.first_does(open_run)
         if saved and precision == "auto":
-            dtype = recorded_precision(saved, place)
+            dtype = recorded_precision(saved, place, epochs)
         if optimizer is None:
             fused = can_fuse(place, dtype)
             optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused)

@@ -325,6 +325,21 @@ def test_the_recorded_precision_is_taken_up_again(tmp_path):
     assert history.settings["precision"] == "bfloat16"
 
 
+def test_a_finished_run_of_a_gpu_is_loaded_where_its_precision_is_missing(tmp_path):
+    model, history = make_run(epochs=1, checkpoint=tmp_path)
+    state = disk.load_verified(tmp_path / "epoch-0001.pt")
+    state["history"]["settings"]["precision"] = "float16"
+    disk.save_verified(tmp_path / "epoch-0001.pt", state)
+    again, loaded = make_run(epochs=1, checkpoint=tmp_path, precision="auto", resume=True)
+    assert (loaded.rows, loaded.settings["precision"]) == (history.rows, "float16")
+    assert_equal_weights(again.state_dict(), model.state_dict())
+    make_run(epochs=1, checkpoint=tmp_path, precision="bfloat16", resume=True)
+    with pytest.raises(ValueError, match="cannot resume: the run was trained in float16; resume it on a CUDA device"):
+        make_run(epochs=2, checkpoint=tmp_path, precision="auto", resume=True)
+    with pytest.raises(ValueError, match="precision was 'float16' and is now 'float32'"):
+        make_run(epochs=2, checkpoint=tmp_path, precision="float32", resume=True)
+
+
 def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
     path = tmp_path / "state.pt"
     disk.save_verified(path, {"weight": torch.randn(50), "epoch": 3})

@@ -18,7 +18,6 @@ from eva_utils.utils.seal import is_sealed
 # One cycle peaks after half of a short run, which may not be its first batch; after epoch 5 for the rule of eva6_s9,
 # whose finder wants 16 batches.
 SMALLER = {
-    "eva6_s8": {"epochs": 3},
     "eva6_s9": {"epochs": 10, "batch_size": 3, "limit": 48},
     "eva8_s7": {"epochs": 3},
     "eva8_s10": {"epochs": 3},

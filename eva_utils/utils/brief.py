@@ -33,8 +33,8 @@ class Brief:
         model: class name of the network.
         depth: convolutions and linear layers, without the 1x1 convolutions of shortcuts: 18 for a ResNet-18.
         transforms: of the training images, each as it prints, in order; Normalize goes without saying.
-        misclassified: how many mistakes are to be shown, and explained by Grad-CAM of the same images.
-        correct: how many correctly classified images are to be shown.
+        misclassified: how many mistakes are to be shown at least, and explained by Grad-CAM of the same images.
+        correct: how many correctly classified images are to be shown at least.
         layers: those Grad-CAM is asked of; None is its own choice.
         least_map: smallest side in pixels of a Grad-CAM map before it is enlarged.
         plain_notebook: whether the notebook may define neither function nor class.

@@ -221,6 +221,8 @@ def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
 def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_optimizer: bool) -> None:
     """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
 
+    The precision may be another one if no epoch is left to train.
+
     Args:
         saved: the state of the run on disk.
         model: the model given now.
@@ -237,7 +239,8 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
     before = saved["history"]["settings"]
     skip = set() if fresh_optimizer else _SCHEDULED
     compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
-    for name in (*compared, "criterion", "precision", "compile", "processes"):
+    trains = ("precision",) if saved["epoch"] < settings["epochs"] else ()
+    for name in (*compared, "criterion", *trains, "compile", "processes"):
         difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
             raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")

@@ -251,7 +251,7 @@ def plot_gradcam(
     """Draw Grad-CAM of the same records: at several layers, or a gallery at one.
 
     At several layers each image has a row: the image, then overlay and map for the predicted class at each
-    layer. At one layer (None: the deepest with a map of at least 5x5) each image is followed by its overlay
+    layer. At one layer (None: the own choice of `GradCAM`) each image is followed by its overlay
     and, where it is misclassified, by the overlay for its true class. A blank map, where nothing at the
     layer speaks for the class, is labelled so.
 

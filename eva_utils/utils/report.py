@@ -120,7 +120,7 @@ def write_report(
             "galleries": {kind: _pack(gallery) for kind, gallery in galleries.items()},
             "maps": {layer: list(size) for layer, size in maps.items()},
             "unexplained": unexplained,
-            "layers_were_named": bool(layers),
+            "layers_were_named": bool(layers or getattr(trial, "cam_layer", None)),
             "norms": dict(norm_kinds(trial)),
             "versions": versions(),
             "command": _command(folder),

@@ -23,10 +23,16 @@ def own_generators(loader: Any) -> list[torch.Generator]:
     return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
 
 
-def recorded_precision(saved: dict, device: torch.device) -> torch.dtype:
-    """Return the precision that a run on disk was trained in, or raise if this device has not got it."""
+def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.dtype:
+    """Return the precision that a run on disk was trained in.
+
+    Raises:
+        ValueError: this device has not got it, and the run has less than `epochs` epochs.
+    """
     precision = saved["history"]["settings"]["precision"]
     if precision == "float16" and device.type != "cuda":
+        if saved["epoch"] >= epochs:
+            return torch.float32
         raise ValueError("cannot resume: the run was trained in float16; resume it on a CUDA device, or start another")
     return pick_precision(precision, device)
 
