@@ -29,8 +29,10 @@ def main():
             for name in ("history.json", "command.json"):
                 shutil.copy(f"{args.runs}/speedrun-{seed}/{name}", record)
         history = History.from_json((record / "history.json").read_text(encoding="utf-8"))
-        command = json.loads((record / "command.json").read_text(encoding="utf-8"))["commands"][0]
-        recipes.add(str({key: history.settings[key] for key in ("model", "train_loader", "optimizer", "scheduler")}))
+        note = json.loads((record / "command.json").read_text(encoding="utf-8"))
+        command, network = note["commands"][0], note["options"]["model"]
+        parts = [history.settings[key] for key in ("model", "train_loader", "criterion", "optimizer", "scheduler")]
+        recipes.add(str([part | {"seed": None} if "seed" in part else part for part in parts]))
         lasts.append(history.rows[-1]["test_accuracy"])
         minutes.append(sum(row["seconds"] for row in history.rows) / 60)
         machines.add(f"{history.settings['machine']}, {history.settings['threads']} threads")
@@ -49,9 +51,10 @@ def main():
     ]
     settings = history.settings
     note = (
-        f"{len(history)} epochs of {settings['model']} ({settings['parameters']:,} parameters, LayerNorm only, "
-        f"standardized weights) in {settings['precision']} on {', '.join(machines)}; JPEG-coded images, no "
-        "test-time averaging. What was tried is in assignment/speedrun/EXPERIMENTS.md."
+        f"{len(history)} epochs of {network} ({settings['parameters']:,} parameters, LayerNorm only, "
+        f"standardized weights) by {settings['optimizer']['class']} in {settings['precision']} on "
+        f"{', '.join(machines)}; JPEG-coded images, no test-time averaging. What was tried is in "
+        "assignment/speedrun/EXPERIMENTS.md."
     )
     common.publish("Speedrun", rows, note)
 

@@ -145,6 +145,15 @@ def test_chosen_layers_are_explained(run, data):
     assert "at each layer" in report.path.read_text(encoding="utf-8")
 
 
+def test_a_layer_that_was_searched_for_is_said_to_be_and_the_models_own_is_not(run, data):
+    folder, model, _ = run
+    searched = "The layer is the deepest whose map has at least 5x5 pixels."
+    assert searched in write_report(folder, model, data).path.read_text(encoding="utf-8")
+    model.cam_layer = "norm"
+    report = write_report(folder, model, data)
+    assert list(report.record["maps"]) == ["norm"] and searched not in report.path.read_text(encoding="utf-8")
+
+
 def test_layers_the_model_lacks_are_left_out_and_fail(run, data):
     folder, model, _ = run
     report = write_report(folder, model, data, Brief("title", "objective", layers=("conv", "layer4")))
