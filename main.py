@@ -53,6 +53,10 @@ class Parser(argparse.ArgumentParser):
                 self.set_defaults(norm="layer")
             if given.lr != options["lr"]:
                 self.set_defaults(lr_min=None)
+            if given.scheduler == "one_cycle":  # which takes no warmup
+                self.set_defaults(warmup=0)
+            elif given.epochs != options["epochs"]:
+                self.set_defaults(warmup=min(options.get("warmup", 0), max(given.epochs - 1, 0)))
             if given.epochs != options["epochs"] and "peak_epoch" in options:
                 self.set_defaults(peak_epoch=min(options["peak_epoch"], given.epochs / 2))
             namespace = self.parse_known_args(args)[0]
@@ -297,7 +301,8 @@ def write_note(out: Path, note: dict) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     """Score a run's best and last weights on the test images and set the record beside it.
 
-    A run of a notebook has no note of its model: --model, --norm and --last-stride say it.
+    A run of a notebook has no note of what it chose: --model, --norm, --last-stride, --standardize, --size and
+    --test-share say it.
     """
     try:
         history = eva.History.from_json((args.evaluate / "history.json").read_text(encoding="utf-8"))

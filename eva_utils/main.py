@@ -296,7 +296,8 @@ def fit(
         if scheduler is None:
             check_unscheduled(optimizer)
             scheduler = ReduceLROnPlateau(optimizer, patience=3)
-        scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+        scales = dtype == torch.float16 and (saved is None or bool(saved["scaler"]))
+        scaler = torch.amp.GradScaler(place.type, enabled=scales)
         how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
         settings |= {

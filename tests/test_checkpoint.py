@@ -329,11 +329,12 @@ def test_a_finished_run_of_a_gpu_is_loaded_where_its_precision_is_missing(tmp_pa
     model, history = make_run(epochs=1, checkpoint=tmp_path)
     state = disk.load_verified(tmp_path / "epoch-0001.pt")
     state["history"]["settings"]["precision"] = "float16"
+    state["scaler"] = torch.amp.GradScaler("cpu").state_dict()
     disk.save_verified(tmp_path / "epoch-0001.pt", state)
-    again, loaded = make_run(epochs=1, checkpoint=tmp_path, precision="auto", resume=True)
-    assert (loaded.rows, loaded.settings["precision"]) == (history.rows, "float16")
-    assert_equal_weights(again.state_dict(), model.state_dict())
-    make_run(epochs=1, checkpoint=tmp_path, precision="bfloat16", resume=True)
+    for precision in ("auto", "bfloat16"):
+        again, loaded = make_run(epochs=1, checkpoint=tmp_path, precision=precision, resume=True)
+        assert (loaded.rows, loaded.settings["precision"]) == (history.rows, "float16")
+        assert_equal_weights(again.state_dict(), model.state_dict())
     with pytest.raises(ValueError, match="cannot resume: the run was trained in float16; resume it on a CUDA device"):
         make_run(epochs=2, checkpoint=tmp_path, precision="auto", resume=True)
     with pytest.raises(ValueError, match="precision was 'float16' and is now 'float32'"):

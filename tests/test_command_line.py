@@ -1,6 +1,7 @@
-"""The command line, only ever as a process of its own."""
+"""The command line, as a process of its own wherever it trains."""
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,10 @@ from eva_utils.models import list_models
 from eva_utils.utils.history import History
 from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES
+
+
+def parse(arguments):
+    return runpy.run_path(str(ROOT / "main.py"))["parse"](arguments)
 
 
 def run(*arguments, code=0):
@@ -107,6 +112,28 @@ def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
     assert "pass         notebook" in printed and "FAIL         epochs" in printed
 
 
+@pytest.mark.parametrize(
+    ("options", "warmup"),
+    [
+        ([], 2),
+        (["--epochs", "2"], 1),
+        (["--epochs", "1"], 0),
+        (["--scheduler", "one_cycle"], 0),
+        (["--warmup", "5"], 5),
+    ],
+)
+def test_an_assignments_warmup_fits_what_is_given(options, warmup):
+    assert parse(["--assignment", "eva6_s8", *options]).warmup == warmup
+
+
+@pytest.mark.parametrize("name", ["eva6_s8", "speedrun"])
+def test_an_assignment_is_the_published_run(name):
+    """But for where its data and its folder were."""
+    told = json.loads((ROOT / "assignment" / name / "command.json").read_text(encoding="utf-8"))["options"]
+    options = vars(parse(["--assignment", name]))
+    assert {option for option in told if str(told[option]) != str(options[option])} == {"data", "out"}
+
+
 def test_ctrl_c_ends_a_run_with_its_own_status(tmp_path):
     options = ["--data", "shapes", "--limit", "40", "--out", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "main.py"), *options, "--epochs", "500"]
@@ -131,7 +158,7 @@ WRONG = [
     (["--peak-epoch", "12", "--scheduler", "one_cycle"], "peak_epoch is a number above 0 and below 10, not 12.0"),
     (["--label-smoothing", "1"], "label_smoothing is a number from 0 and below 1, not 1.0"),
     (["--warmup", "-1"], "warmup is a whole number from 0 up, not -1"),
-    (["--assignment", "eva6_s8", "--epochs", "2"], "warmup=2 leaves none at the full rate of epochs=2"),
+    (["--warmup", "10"], "warmup=10 leaves none at the full rate of epochs=10; make it shorter or train longer"),
     (["--warmup", "2", "--scheduler", "one_cycle"], "OneCycleLR sets the rate of every batch; leave warmup out"),
     (["--threshold", "1"], "threshold is a number from 0 and below 1, not 1.0"),
     (["--ema", "1"], "ema is a number from 0 and below 1, not 1.0"),

@@ -155,6 +155,10 @@ def test_recipes_are_in_the_stated_order():
         "RandomCrop(padding=4) -> RandomRotate(5) -> "
         "Normalize(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)) -> Cutout(16, fill=0)"
     )
+    assert repr(T.train_transform("speedrun", MEAN, STD)) == (
+        "RandomCrop(padding=4) -> RandomHorizontalFlip(p=0.5) -> "
+        "Normalize(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)) -> Cutout(12, fill=0)"
+    )
     assert [type(part) for part in T.train_transform("eva8_s7", MEAN, STD)] == [T.RandomCrop, T.Normalize, Cutout]
     assert [type(part) for part in T.test_transform(MEAN, STD)] == [T.Normalize]
 
