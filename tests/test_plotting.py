@@ -50,6 +50,14 @@ def test_curves_show_the_rows_the_best_epoch_and_the_drops():
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
 
 
+def test_the_legend_covers_no_curve():
+    figure = plotting.plot_history(history([0.1, 0.1, 0.01, 0.01, 0.001]))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["train", "test", "best: 55.00%, epoch 4", "rate drops"]
+    assert all(axis.get_legend() is None and legend.get_window_extent().y1 < axis.bbox.y0 for axis in figure.axes)
+
+
 @pytest.mark.parametrize(
     ("rates", "drops"),
     [

@@ -117,11 +117,9 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         axis.set(xlabel="epoch", ylabel=label)
         _count_along_x(axis, max(len(run) for run in runs.values()))
         _tidy(axis)
-    if len(runs) == 1:
-        for axis in axes:
-            axis.legend(fontsize=8, framealpha=0.6)
-    else:  # below the axes, where long names cover nothing
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    # below the axes, where it covers no curve
+    columns = 4 if len(runs) == 1 else 3
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 
