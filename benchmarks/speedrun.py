@@ -31,8 +31,8 @@ def main():
         history = History.from_json((record / "history.json").read_text(encoding="utf-8"))
         note = json.loads((record / "command.json").read_text(encoding="utf-8"))
         command, network = note["commands"][0], note["options"]["model"]
-        parts = [history.settings[key] for key in ("model", "train_loader", "criterion", "optimizer", "scheduler")]
-        recipes.add(str([part | {"seed": None} if "seed" in part else part for part in parts]))
+        parts = [history.settings[key] for key in ("model", "criterion", "optimizer", "scheduler")]
+        recipes.add(str([*parts, history.settings["train_loader"] | {"seed": None}]))
         lasts.append(history.rows[-1]["test_accuracy"])
         minutes.append(sum(row["seconds"] for row in history.rows) / 60)
         machines.add(f"{history.settings['machine']}, {history.settings['threads']} threads")

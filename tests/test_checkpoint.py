@@ -341,6 +341,14 @@ def test_a_finished_run_of_a_gpu_is_loaded_where_its_precision_is_missing(tmp_pa
         make_run(epochs=2, checkpoint=tmp_path, precision="float32", resume=True)
 
 
+def test_a_finished_run_is_loaded_in_float16_though_it_left_no_scale(tmp_path, monkeypatch):
+    model, history = make_run(epochs=1, checkpoint=tmp_path)
+    monkeypatch.setattr(engine, "pick_precision", lambda *_: torch.float16)  # as precision="float16" on CUDA
+    again, loaded = make_run(epochs=1, checkpoint=tmp_path, resume=True)
+    assert loaded.rows == history.rows
+    assert_equal_weights(again.state_dict(), model.state_dict())
+
+
 def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
     path = tmp_path / "state.pt"
     disk.save_verified(path, {"weight": torch.randn(50), "epoch": 3})

@@ -158,7 +158,7 @@ WRONG = [
     (["--peak-epoch", "12", "--scheduler", "one_cycle"], "peak_epoch is a number above 0 and below 10, not 12.0"),
     (["--label-smoothing", "1"], "label_smoothing is a number from 0 and below 1, not 1.0"),
     (["--warmup", "-1"], "warmup is a whole number from 0 up, not -1"),
-    (["--warmup", "10"], "warmup=10 leaves none at the full rate of epochs=10; make it shorter or train longer"),
+    (["--warmup", "10"], "warmup=10 leaves none of epochs=10 at the full rate; make it shorter or train longer"),
     (["--warmup", "2", "--scheduler", "one_cycle"], "OneCycleLR sets the rate of every batch; leave warmup out"),
     (["--threshold", "1"], "threshold is a number from 0 and below 1, not 1.0"),
     (["--ema", "1"], "ema is a number from 0 and below 1, not 1.0"),

@@ -48,7 +48,7 @@ ALLOWED = {
     "utils.images": set(),
     "utils.loader": {"utils.images", "utils.transforms"},
     "utils.lock": set(),
-    "utils.lr_finder": {"utils.runtime", "utils.state"},
+    "utils.lr_finder": {"utils.optim", "utils.runtime", "utils.state"},
     "utils.gradcam": {"utils.runtime"},
     "utils.mirror": {"utils.checkpoint"},
     "utils.names": set(),

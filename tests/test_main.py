@@ -227,7 +227,7 @@ def test_warmup_misuse_is_refused(tiny_net):
     cycle = SCHEDULERS["one_cycle"](optimizer)
     with pytest.raises(ValueError, match="OneCycleLR sets the rate of every batch; leave warmup out"):
         engine.fit(tiny_net, *new_loaders(), epochs=5, optimizer=optimizer, scheduler=cycle, warmup=1, **QUIET)
-    with pytest.raises(ValueError, match="warmup=5 leaves none at the full rate of epochs=5; make it shorter"):
+    with pytest.raises(ValueError, match="warmup=5 leaves none of epochs=5 at the full rate; make it shorter"):
         engine.fit(tiny_net, *new_loaders(), epochs=5, warmup=5, **QUIET)
     with pytest.raises(ValueError, match=r"warmup is a whole number from 0 up, not 1\.5"):
         engine.fit(tiny_net, *new_loaders(), epochs=5, warmup=1.5, **QUIET)

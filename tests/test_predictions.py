@@ -112,6 +112,8 @@ def test_misuse_is_refused(predictions, tiny_net):
         predictions.wrong(0)
     with pytest.raises(ValueError, match="order is 'confident' or 'random', not 'best'"):
         predictions.wrong(5, order="best")
+    with pytest.raises(ValueError, match=r"not 'cat'; data\.classes\.index\(\.\.\.\) is the number of a name"):
+        predictions.wrong(target="cat")
     with pytest.raises(ValueError, match="target is a class from 0 to 3, not 4"):
         predictions.correct(5, target=4)
     shuffled = BatchSampler(RandomSampler(SAMPLES), 8, drop_last=False)

@@ -163,7 +163,7 @@ def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> Non
     check_whole("warmup", warmup, 0)
     if warmup >= epochs:
         raise ValueError(
-            f"warmup={warmup} leaves none at the full rate of epochs={epochs}; make it shorter or train longer"
+            f"warmup={warmup} leaves none of epochs={epochs} at the full rate; make it shorter or train longer"
         )
     if warmup and isinstance(scheduler, OneCycleLR | CyclicLR):
         raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")

@@ -23,6 +23,7 @@ from .checks import (
     check_whole,
     failure_explained,
 )
+from .optim import rate_shares
 from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
 from .state import own_generators
 
@@ -96,8 +97,7 @@ def lr_find(
     rates: list[float] = []
     losses: list[float] = []
     first = smooth = lowest = math.inf
-    before = [float(group["lr"]) for group in optimizer.param_groups]
-    shares = [rate / before[0] if before[0] else 1.0 for rate in before]
+    shares = rate_shares(optimizer)
     with _as_they_were(model, optimizer, loader), keep_rng(), keep_modes(model):
         model.to(place).train()
         for step, batch in enumerate(islice(_endless(loader), steps)):

@@ -28,6 +28,12 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def rate_shares(optimizer: optim.Optimizer) -> list[float]:
+    """Return the rate of each group as a share of the first group's; 1 for each where that is 0."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    return [rate / rates[0] if rates[0] > 0 else 1.0 for rate in rates]
+
+
 def one_cycle(
     optimizer: optim.Optimizer,
     epochs: int,
@@ -66,10 +72,9 @@ def one_cycle(
             f"peak_epoch={peak_epoch:g} puts the peak on the first batch (an epoch has {steps_per_epoch}); make the "
             "batches smaller (batch_size), or the peak later (peak_epoch)"
         )
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=[lr_max * (rate / rates[0]) if rates[0] > 0 else lr_max for rate in rates],
+        max_lr=[lr_max * share for share in rate_shares(optimizer)],
         total_steps=int(epochs) * int(steps_per_epoch),
         pct_start=peak_epoch / epochs,
         anneal_strategy="linear",

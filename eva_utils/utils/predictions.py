@@ -118,7 +118,8 @@ class Predictions:
             if value is not None:
                 classes = self.probabilities.shape[1]
                 if value not in range(classes):
-                    raise ValueError(f"{name} is a class from 0 to {classes - 1}, not {value!r}")
+                    hint = "; data.classes.index(...) is the number of a name" if isinstance(value, str) else ""
+                    raise ValueError(f"{name} is a class from 0 to {classes - 1}, not {value!r}{hint}")
                 mask = mask & (found == value)
         positions = mask.nonzero().flatten()
         if order == "random":
