@@ -18,6 +18,7 @@ _HOME = {
     "resnet34": "models",
     "small_resnet": "models",
     "speed_resnet": "models",
+    "flip_resnet": "models",
     "speed_resnet4": "models",
     "whitened_resnet": "models",
     "davidnet": "models",

@@ -8,12 +8,13 @@ from ..utils.names import unknown_name
 from .davidnet import davidnet
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
-from .speed_resnet import speed_resnet, speed_resnet4, whitened_resnet
+from .speed_resnet import flip_resnet, speed_resnet, speed_resnet4, whitened_resnet
 from .vit import vit
 
 __all__ = [
     "create_model",
     "davidnet",
+    "flip_resnet",
     "list_models",
     "resnet18",
     "resnet34",
@@ -26,7 +27,10 @@ __all__ = [
 
 _MODELS = {
     model.__name__: model
-    for model in (resnet18, resnet34, small_resnet, speed_resnet, speed_resnet4, whitened_resnet, davidnet, vit)
+    for model in (
+        *(resnet18, resnet34, small_resnet, davidnet, vit),
+        *(speed_resnet, speed_resnet4, flip_resnet, whitened_resnet),
+    )
 }
 
 

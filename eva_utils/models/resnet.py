@@ -21,9 +21,14 @@ class StandardizedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.permute(0, 2, 3, 1)  # as it lies in memory in channels last, so in half precision
-        weight = (2 / weight.shape[1:].numel()) ** 0.5 * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
-        return self._conv_forward(x, weight.permute(0, 3, 1, 2), self.bias)
+        return self._conv_forward(x, standardized(self.weight), self.bias)
+
+
+def standardized(weight: Tensor) -> Tensor:
+    """Return a weight (out, in, h, w) with mean 0 and variance 2 / fan_in in each output channel."""
+    weight = weight.permute(0, 2, 3, 1)  # as it lies in memory in channels last, so in half precision
+    weight = (2 / weight.shape[1:].numel()) ** 0.5 * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
+    return weight.permute(0, 3, 1, 2)
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
