@@ -138,8 +138,8 @@ def speed_resnet4(num_classes: int = 10, norm: Norm = "layer", standardize: bool
 
 
 def flip_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
-    """Build four stages, 2,088,384 parameters at 10 classes, that take an image and its mirror image for the same.
+    """Build four stages, 2,825,920 parameters at 10 classes, that take an image and its mirror image for the same.
 
     Images (N, 3, H, W) have sides that are multiples of 4, from 8x8 up; pooling others drops a column on one side.
     """
-    return SpeedResNet((64, 256, 256, 384), 2, num_classes, norm, standardize, flips=True)
+    return SpeedResNet((64, 256, 384, 384), 2, num_classes, norm, standardize, flips=True)
