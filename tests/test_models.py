@@ -21,7 +21,8 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
     assert {type(module) for module in norms_in(model)} == {kind}
     if norm == "layer":
         assert {module.num_groups for module in norms_in(model)} == {1}
-    for side in (9 if name == "whitened_resnet" else 8, 13, 32):
+    least = {"whitened_resnet": 9, "whitened_flip_resnet": 16}.get(name, 8)
+    for side in (least, least + 5, 32):
         assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
@@ -35,6 +36,7 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
         ("speed_resnet4", 8, 3_141_056),
         ("flip_resnet", 8, 2_825_920),
         ("whitened_resnet", 6, 1_972_768),
+        ("whitened_flip_resnet", 6, 993_440),
         ("davidnet", 8, 6_573_130),
     ],
 )

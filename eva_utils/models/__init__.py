@@ -8,7 +8,7 @@ from ..utils.names import unknown_name
 from .davidnet import davidnet
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
-from .speed_resnet import flip_resnet, speed_resnet, speed_resnet4, whitened_resnet
+from .speed_resnet import flip_resnet, speed_resnet, speed_resnet4, whitened_flip_resnet, whitened_resnet
 from .vit import vit
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "speed_resnet",
     "speed_resnet4",
     "vit",
+    "whitened_flip_resnet",
     "whitened_resnet",
 ]
 
@@ -29,7 +30,7 @@ _MODELS = {
     model.__name__: model
     for model in (
         *(resnet18, resnet34, small_resnet, davidnet, vit),
-        *(speed_resnet, speed_resnet4, flip_resnet, whitened_resnet),
+        *(speed_resnet, speed_resnet4, flip_resnet, whitened_resnet, whitened_flip_resnet),
     )
 }
 

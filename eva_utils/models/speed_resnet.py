@@ -66,7 +66,8 @@ class SpeedResNet(nn.Module):
         standardize: whether every trained convolution standardizes its weights, see `StandardizedConv2d`.
         whitened: whether a `Whitening` comes first, to be set by `model.whiten(images)` before training; the
             activation is then GELU, else ReLU.
-        flips: whether the layers are those of `flip.py`, so that a flipped image has the same logits.
+        flips: whether the layers are those of `flip.py`, so that a flipped image has the same logits. Behind a
+            `Whitening`, whose maps have odd sides, the pooling is of 3x3 then: it leaves out no column on one side.
     """
 
     def __init__(
@@ -87,9 +88,9 @@ class SpeedResNet(nn.Module):
         if flips:
             make, conv = partial(FlipNorm, make), StandardizedFlipConv2d if standardize else FlipConv2d
         self.stages = len(widths)
-        images = 24 if whitened else 6 if flips else 3
+        images = (24 if whitened else 3) * (2 if flips else 1)
         for number, (inputs, outputs) in enumerate(pairwise((images, *widths)), start=1):
-            pool = [nn.MaxPool2d(2)] if number <= pooled else []
+            pool = [nn.MaxPool2d(3 if whitened and flips else 2, 2)] if number <= pooled else []
             first = (conv3x3(inputs, outputs, 1, conv), *pool, make(outputs), activation())
             last = ResidualConv(outputs, make, conv, activation)
             setattr(self, f"layer{number}", nn.Sequential(*first, last))
@@ -107,16 +108,16 @@ class SpeedResNet(nn.Module):
         self.whitening.whiten(images)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.whitening is not None:
-            x = F.gelu(self.whitening(x))
-        if self.flips:
-            x = torch.cat([x, x], dim=1)
+        x = torch.cat([self._first(x), self._first(x.flip(3)).flip(3)], dim=1) if self.flips else self._first(x)
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
         x = x.amax(dim=(2, 3))
         if self.flips:
             x = x.unflatten(1, (2, -1)).amax(dim=1)
         return self.fc(x) / 9
+
+    def _first(self, x: Tensor) -> Tensor:
+        return x if self.whitening is None else F.gelu(self.whitening(x))
 
 
 def speed_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
@@ -130,6 +131,14 @@ def whitened_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bo
     Call `model.whiten(images)` on a batch of training images before training; without it the layer stays random.
     """
     return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize, whitened=True)
+
+
+def whitened_flip_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
+    """Build `whitened_resnet` as a network that takes an image and its mirror image for the same: 993,440 parameters.
+
+    Images (N, 3, H, W) have sides that are multiples of 8, from 16x16 up. Call `model.whiten(images)` first, too.
+    """
+    return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize, whitened=True, flips=True)
 
 
 def speed_resnet4(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
