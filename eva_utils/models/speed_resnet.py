@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .flip import FlipConv2d, FlipNorm, StandardizedFlipConv2d
+from .flip import FlipConv2d, FlipLift, FlipNorm, FlipPool
 from .norms import Norm, make_norm
 from .resnet import StandardizedConv2d, conv3x3, init_convolutions
 
@@ -20,11 +20,11 @@ class ResidualConv(nn.Module):
         self,
         channels: int,
         norm: Callable[[int], nn.Module],
-        conv: type[nn.Conv2d],
+        conv: Callable[[int, int], nn.Module],
         activation: type[nn.Module],
     ) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, channels, 1, conv)
+        self.conv = conv(channels, channels)
         self.norm = norm(channels)
         self.activation = activation()
 
@@ -52,6 +52,17 @@ class Whitening(nn.Conv2d):
         self.weight.copy_(torch.cat([filters, -filters]))
 
 
+class FlipWhitening(Whitening):
+    """A `Whitening` before the layers of `flip.py`: (N, 3, H, W) to (N, 48, H - 1, W - 1), half by flipped filters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_channels *= 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, torch.cat([self.weight, self.weight.flip(3)]), None)
+
+
 class SpeedResNet(nn.Module):
     """Stages of a convolution, max pooling by 2 while the map is large, norm, activation and one residual convolution.
 
@@ -66,8 +77,7 @@ class SpeedResNet(nn.Module):
         standardize: whether every trained convolution standardizes its weights, see `StandardizedConv2d`.
         whitened: whether a `Whitening` comes first, to be set by `model.whiten(images)` before training; the
             activation is then GELU, else ReLU.
-        flips: whether the layers are those of `flip.py`, so that a flipped image has the same logits. Behind a
-            `Whitening`, whose maps have odd sides, the pooling is of 3x3 then: it leaves out no column on one side.
+        flip_invariant: whether the layers are those of `flip.py`, so that a flipped image has the same logits.
     """
 
     def __init__(
@@ -78,23 +88,27 @@ class SpeedResNet(nn.Module):
         norm: Norm = "layer",
         standardize: bool = False,
         whitened: bool = False,
-        flips: bool = False,
+        flip_invariant: bool = False,
     ) -> None:
         super().__init__()
-        self.flips = flips
-        self.whitening = Whitening() if whitened else None
-        make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
+        self.stages, self.flip_invariant = len(widths), flip_invariant
         activation: type[nn.Module] = nn.GELU if whitened else nn.ReLU
-        if flips:
-            make, conv = partial(FlipNorm, make), StandardizedFlipConv2d if standardize else FlipConv2d
-        self.stages = len(widths)
-        images = (24 if whitened else 3) * (2 if flips else 1)
+        make, whitening = make_norm(norm), Whitening
+        pool: Callable[[], nn.Module] = partial(nn.MaxPool2d, 2)
+        conv: Callable[[int, int], nn.Module] = partial(conv3x3, conv=StandardizedConv2d if standardize else nn.Conv2d)
+        first = conv
+        if flip_invariant:
+            make, whitening, pool = partial(FlipNorm, make), FlipWhitening, FlipPool
+            conv = partial(FlipConv2d, standardize=standardize)
+            first = conv if whitened else partial(FlipLift, standardize=standardize)
+        self.whitening = whitening() if whitened else None
+        images = 3 if self.whitening is None else self.whitening.out_channels
         for number, (inputs, outputs) in enumerate(pairwise((images, *widths)), start=1):
-            pool = [nn.MaxPool2d(3 if whitened and flips else 2, 2)] if number <= pooled else []
-            first = (conv3x3(inputs, outputs, 1, conv), *pool, make(outputs), activation())
+            pooling = [pool()] if number <= pooled else []
+            convolution = (first if number == 1 else conv)(inputs, outputs)
             last = ResidualConv(outputs, make, conv, activation)
-            setattr(self, f"layer{number}", nn.Sequential(*first, last))
-        self.fc = nn.Linear(widths[-1] // (2 if flips else 1), num_classes, bias=False)
+            setattr(self, f"layer{number}", nn.Sequential(convolution, *pooling, make(outputs), activation(), last))
+        self.fc = nn.Linear(widths[-1] // (2 if flip_invariant else 1), num_classes, bias=False)
         init_convolutions(self)
 
     def whiten(self, images: Tensor) -> None:
@@ -104,20 +118,18 @@ class SpeedResNet(nn.Module):
             ValueError: the network has no such layer.
         """
         if self.whitening is None:
-            raise ValueError("this network has no whitening layer; create_model('whitened_resnet') has one")
+            raise ValueError("this network has no whitening layer; whitened_resnet and whitened_flip_resnet have one")
         self.whitening.whiten(images)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self._first(x), self._first(x.flip(3)).flip(3)], dim=1) if self.flips else self._first(x)
+        if self.whitening is not None:
+            x = F.gelu(self.whitening(x))
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
         x = x.amax(dim=(2, 3))
-        if self.flips:
+        if self.flip_invariant:
             x = x.unflatten(1, (2, -1)).amax(dim=1)
         return self.fc(x) / 9
-
-    def _first(self, x: Tensor) -> Tensor:
-        return x if self.whitening is None else F.gelu(self.whitening(x))
 
 
 def speed_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
@@ -134,11 +146,11 @@ def whitened_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bo
 
 
 def whitened_flip_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
-    """Build `whitened_resnet` as a network that takes an image and its mirror image for the same: 993,440 parameters.
+    """Build `whitened_resnet` for which an image and its mirror image are the same: 993,440 parameters, 9x9 up.
 
-    Images (N, 3, H, W) have sides that are multiples of 8, from 16x16 up. Call `model.whiten(images)` first, too.
+    Call `model.whiten(images)` here, too.
     """
-    return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize, whitened=True, flips=True)
+    return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize, whitened=True, flip_invariant=True)
 
 
 def speed_resnet4(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
@@ -147,8 +159,8 @@ def speed_resnet4(num_classes: int = 10, norm: Norm = "layer", standardize: bool
 
 
 def flip_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
-    """Build four stages, 2,825,920 parameters at 10 classes, that take an image and its mirror image for the same.
+    """Build four stages for which an image and its mirror image are the same: 2,825,920 parameters at 10 classes.
 
-    Images (N, 3, H, W) have sides that are multiples of 4, from 8x8 up; pooling others drops a column on one side.
+    Images are (N, 3, H, W) from 8x8 up; stages 3 and 4 are wider than those of `speed_resnet4`.
     """
-    return SpeedResNet((64, 256, 384, 384), 2, num_classes, norm, standardize, flips=True)
+    return SpeedResNet((64, 256, 384, 384), 2, num_classes, norm, standardize, flip_invariant=True)
