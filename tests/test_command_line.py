@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from eva_utils.models import list_models
+from eva_utils.models import create_model, list_models
 from eva_utils.utils.history import History
 from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES
@@ -126,12 +126,29 @@ def test_an_assignments_warmup_fits_what_is_given(options, warmup):
     assert parse(["--assignment", "eva6_s8", *options]).warmup == warmup
 
 
-@pytest.mark.parametrize("name", ["eva6_s8", "speedrun"])
-def test_an_assignment_is_the_published_run(name):
+def test_the_speedrun_is_the_published_run():
     """But for where its data and its folder were."""
-    told = json.loads((ROOT / "assignment" / name / "command.json").read_text(encoding="utf-8"))["options"]
-    options = vars(parse(["--assignment", name]))
+    told = json.loads((ROOT / "assignment" / "speedrun" / "command.json").read_text(encoding="utf-8"))["options"]
+    options = vars(parse(["--assignment", "speedrun"]))
     assert {option for option in told if str(told[option]) != str(options[option])} == {"data", "out"}
+
+
+def test_eva6_s8_is_the_run_of_the_published_notebook():
+    told = History.from_json((ROOT / "assignment" / "eva6_s8" / "history.json").read_text(encoding="utf-8")).settings
+    options = parse(["--assignment", "eva6_s8"])
+    model = create_model(options.model, norm=options.norm)
+    assert told["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    group, plateau = told["optimizer"]["group 0"], told["scheduler"]
+    assert told["optimizer"]["class"].lower() == options.optimizer
+    for of_run, names in (
+        (told, ("epochs", "warmup", "ema", "clip")),
+        (group, ("momentum", "weight_decay", "nesterov")),
+        (plateau, ("factor", "patience", "threshold")),
+        (told["train_loader"], ("batch_size", "seed")),
+        (told["criterion"], ("label_smoothing",)),
+    ):
+        assert {name: of_run[name] for name in names} == {name: getattr(options, name) for name in names}
+    assert group["lr"] == options.lr and "Plateau" in plateau["class"]
 
 
 def test_ctrl_c_ends_a_run_with_its_own_status(tmp_path):
