@@ -43,7 +43,7 @@ class FlipConv2d(nn.Conv2d):
 
 
 class FlipLift(FlipConv2d):
-    """A `FlipConv2d` for images (N, inputs, H, W), whose two halves are the same: the image, stacked on itself."""
+    """A `FlipConv2d` for images (N, inputs, H, W), stacked on themselves: of a pair of weights the sum counts."""
 
     def __init__(self, inputs: int, outputs: int, standardize: bool = False) -> None:
         super().__init__(2 * inputs, outputs, standardize)
