@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import Conv2d
 from .resnet import standardized
 
 
-class FlipConv2d(nn.Conv2d):
+class FlipConv2d(Conv2d):
     """A 3x3 convolution (N, inputs, H, W) to (N, outputs, H, W), of which half the filters are stored.
 
     The others are the same, flipped, with the halves of their inputs swapped. There is no bias, since a norm follows.

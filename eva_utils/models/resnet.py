@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import Conv2d
 from .norms import Norm, make_norm
 
 
-class StandardizedConv2d(nn.Conv2d):
+class StandardizedConv2d(Conv2d):
     """A convolution whose weights are standardized, for each output channel, before they are used.
 
     They get mean 0 and variance 2 / fan_in (Qiao et al., 2019, https://arxiv.org/abs/1903.10520; the
@@ -31,7 +32,7 @@ def standardized(weight: Tensor) -> Tensor:
     return weight.permute(0, 3, 1, 2)
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = Conv2d) -> nn.Conv2d:
     """Return a 3x3 convolution that keeps the size (at stride 1) and has no bias, since a norm follows."""
     return conv(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
@@ -52,7 +53,7 @@ class BasicBlock(nn.Module):
         outputs: int,
         stride: int,
         norm: Callable[[int], nn.Module],
-        conv: type[nn.Conv2d] = nn.Conv2d,
+        conv: type[nn.Conv2d] = Conv2d,
     ) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs, stride, conv)
@@ -92,7 +93,7 @@ class ResNet(nn.Module):
         super().__init__()
         if last_stride not in (1, 2):
             raise ValueError(f"last_stride is 1 or 2, not {last_stride!r}")
-        make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
+        make, conv = make_norm(norm), StandardizedConv2d if standardize else Conv2d
         self.conv1 = conv3x3(3, 64, 1, conv)
         self.norm1 = make(64)
         self.layer1 = self._stage(64, 64, blocks[0], 1, make, conv)

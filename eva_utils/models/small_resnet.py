@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .conv import Conv2d
 from .norms import Norm, make_norm
 from .resnet import BasicBlock, StandardizedConv2d, conv3x3, init_convolutions
 
@@ -24,7 +25,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> None:
         super().__init__()
-        make, conv = make_norm(norm), StandardizedConv2d if standardize else nn.Conv2d
+        make, conv = make_norm(norm), StandardizedConv2d if standardize else Conv2d
         self.layer1 = self._stage(3, 64, make, conv)
         self.layer2 = self._stage(64, 128, make, conv)
         self.layer3 = self._stage(128, 256, make, conv)

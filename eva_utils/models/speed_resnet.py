@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import Conv2d
 from .flip import FlipConv2d, FlipLift, FlipNorm, FlipPool
 from .norms import Norm, make_norm
 from .resnet import StandardizedConv2d, conv3x3, init_convolutions
@@ -95,7 +96,7 @@ class SpeedResNet(nn.Module):
         activation: type[nn.Module] = nn.GELU if whitened else nn.ReLU
         make, whitening = make_norm(norm), Whitening
         pool: Callable[[], nn.Module] = partial(nn.MaxPool2d, 2)
-        conv: Callable[[int, int], nn.Module] = partial(conv3x3, conv=StandardizedConv2d if standardize else nn.Conv2d)
+        conv: Callable[[int, int], nn.Module] = partial(conv3x3, conv=StandardizedConv2d if standardize else Conv2d)
         first = conv
         if flip_invariant:
             make, whitening, pool = partial(FlipNorm, make), FlipWhitening, FlipPool
@@ -126,7 +127,7 @@ class SpeedResNet(nn.Module):
             x = F.gelu(self.whitening(x))
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
-        x = x.amax(dim=(2, 3))
+        x = F.adaptive_max_pool2d(x, 1).flatten(1)
         if self.flip_invariant:
             x = x.unflatten(1, (2, -1)).amax(dim=1)
         return self.fc(x) / 9
