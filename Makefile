@@ -23,6 +23,7 @@ bench: .venv/installed-bench ## Measure against rivals and write benchmarks/resu
 	$(BIN)/python benchmarks/profile_step.py
 	$(BIN)/python benchmarks/compile_speed.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/conv_speed.py
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/gradcam_speed.py
 	$(BIN)/python benchmarks/footprint.py
