@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from .norms import Norm, make_norm
-from .resnet import conv3x3
+from .resnet import conv3x3, global_max
 
 
 class DavidNet(nn.Module):
@@ -39,7 +39,7 @@ class DavidNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        return self.fc(x.amax(dim=(2, 3))) / 8
+        return self.fc(global_max(x)) / 8
 
 
 class Residual(nn.Module):

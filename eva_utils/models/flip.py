@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import Conv2d
+from .conv import convolve
 from .resnet import standardized
 
 
-class FlipConv2d(Conv2d):
+class FlipConv2d(nn.Conv2d):
     """A 3x3 convolution (N, inputs, H, W) to (N, outputs, H, W), of which half the filters are stored.
 
     The others are the same, flipped, with the halves of their inputs swapped. There is no bias, since a norm follows.
@@ -40,7 +40,7 @@ class FlipConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         weight = standardized(self.weight) if self.standardize else self.weight
         first, second = weight.chunk(2, dim=1)
-        return self._conv_forward(x, torch.cat([weight, torch.cat([second, first], dim=1).flip(3)]), None)
+        return convolve(self, x, torch.cat([weight, torch.cat([second, first], dim=1).flip(3)]))
 
 
 class FlipLift(FlipConv2d):

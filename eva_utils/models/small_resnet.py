@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .conv import Conv2d
 from .norms import Norm, make_norm
-from .resnet import BasicBlock, StandardizedConv2d, conv3x3, init_convolutions
+from .resnet import BasicBlock, StandardizedConv2d, conv3x3, global_max, init_convolutions
 
 
 class SmallResNet(nn.Module):
@@ -42,7 +42,7 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(x)))
-        return 0.125 * self.fc(x.amax(dim=(2, 3)))
+        return 0.125 * self.fc(global_max(x))
 
 
 def small_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SmallResNet:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .conv import Conv2d
 from .flip import FlipConv2d, FlipLift, FlipNorm, FlipPool
 from .norms import Norm, make_norm
-from .resnet import StandardizedConv2d, conv3x3, init_convolutions
+from .resnet import StandardizedConv2d, conv3x3, global_max, init_convolutions
 
 
 class ResidualConv(nn.Module):
@@ -127,7 +127,7 @@ class SpeedResNet(nn.Module):
             x = F.gelu(self.whitening(x))
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
-        x = F.adaptive_max_pool2d(x, 1).flatten(1)
+        x = global_max(x)
         if self.flip_invariant:
             x = x.unflatten(1, (2, -1)).amax(dim=1)
         return self.fc(x) / 9
