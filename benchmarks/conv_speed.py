@@ -13,7 +13,7 @@ from eva_utils.utils.runtime import keep_freed_memory
 # Images, inputs, outputs, side, stride; the last three lie beyond the bounds within which the networks do so.
 LAYERS = [
     (128, 256, 256, 8, 1), (128, 384, 384, 8, 1), (128, 256, 512, 8, 2), (128, 512, 512, 4, 1), (128, 128, 256, 16, 2),
-    (16, 256, 256, 8, 1), (4, 256, 256, 8, 1), (128, 64, 64, 8, 1), (128, 128, 128, 16, 1),
+    (32, 256, 256, 8, 1), (16, 256, 256, 8, 1), (128, 64, 64, 8, 1), (128, 128, 128, 16, 1),
 ]  # fmt: skip
 NETWORKS = ["resnet18", "flip_resnet"]
 

@@ -68,7 +68,7 @@ def test_what_needs_no_gradient_gets_none(monkeypatch):
 @pytest.mark.parametrize(("side", "stride"), [(8, 1), (7, 1), (4, 1), (16, 2), (15, 2), (8, 2)])
 def test_in_bfloat16_the_error_is_no_larger_than_torchs(side, stride, layout):
     torch.manual_seed(0)
-    x = torch.randn(16, 128, side, side).bfloat16().contiguous(memory_format=layout)
+    x = torch.randn(32, 128, side, side).bfloat16().contiguous(memory_format=layout)
     weight = torch.randn(32, 128, 3, 3).bfloat16()
     gradient = torch.randn(16, 32, -(-side // stride), -(-side // stride)).bfloat16().contiguous(memory_format=layout)
 
@@ -85,10 +85,10 @@ def test_in_bfloat16_the_error_is_no_larger_than_torchs(side, stride, layout):
 @pytest.mark.parametrize(
     ("options", "shape"),
     [
-        ({}, (16, 128, 8, 8)),
-        ({}, (16, 128, 20, 8)),
-        ({"stride": 2}, (16, 128, 16, 16)),
-        ({"stride": 2}, (16, 128, 4, 15)),
+        ({}, (32, 128, 8, 8)),
+        ({}, (32, 128, 20, 8)),
+        ({"stride": 2}, (32, 128, 16, 16)),
+        ({"stride": 2}, (32, 128, 4, 15)),
     ],
 )
 def test_small_maps_in_bfloat16_are_trained_so(options, shape):
@@ -105,22 +105,22 @@ def test_small_maps_in_bfloat16_are_trained_so(options, shape):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (layer_of(), (16, 128, 8, 9)),
-        (layer_of(stride=2), (16, 128, 8, 17)),
-        (layer_of(), (15, 128, 8, 8)),
+        (layer_of(), (32, 128, 8, 9)),
+        (layer_of(stride=2), (32, 128, 8, 17)),
+        (layer_of(), (31, 128, 8, 8)),
         (layer_of(), (0, 128, 8, 8)),
-        (layer_of(127), (16, 127, 8, 8)),
+        (layer_of(127), (32, 127, 8, 8)),
         (layer_of(), (128, 128, 8)),
-        (layer_of(bias=True), (16, 128, 8, 8)),
-        (layer_of(padding=0), (16, 128, 8, 8)),
-        (layer_of(padding="same"), (16, 128, 8, 8)),
-        (layer_of(kernel=5, padding=1), (16, 128, 8, 8)),
-        (layer_of(kernel=1, padding=0), (16, 128, 8, 8)),
-        (layer_of(dilation=2), (16, 128, 8, 8)),
-        (layer_of(groups=2), (16, 128, 8, 8)),
-        (layer_of(stride=(1, 2)), (16, 128, 8, 8)),
-        (layer_of(padding_mode="reflect"), (16, 128, 8, 8)),
-        (layer_of().requires_grad_(False), (16, 128, 8, 8)),
+        (layer_of(bias=True), (32, 128, 8, 8)),
+        (layer_of(padding=0), (32, 128, 8, 8)),
+        (layer_of(padding="same"), (32, 128, 8, 8)),
+        (layer_of(kernel=5, padding=1), (32, 128, 8, 8)),
+        (layer_of(kernel=1, padding=0), (32, 128, 8, 8)),
+        (layer_of(dilation=2), (32, 128, 8, 8)),
+        (layer_of(groups=2), (32, 128, 8, 8)),
+        (layer_of(stride=(1, 2)), (32, 128, 8, 8)),
+        (layer_of(padding_mode="reflect"), (32, 128, 8, 8)),
+        (layer_of().requires_grad_(False), (32, 128, 8, 8)),
     ],
 )
 def test_every_other_layer_goes_torchs_own_way(monkeypatch, layer, shape):
@@ -135,7 +135,7 @@ def test_every_other_layer_goes_torchs_own_way(monkeypatch, layer, shape):
 
 def test_every_other_precision_and_place_goes_torchs_own_way(monkeypatch):
     monkeypatch.setattr(conv, "SmallMapConvolution", None)
-    layer, x = layer_of(), torch.randn(16, 128, 8, 8)
+    layer, x = layer_of(), torch.randn(32, 128, 8, 8)
     assert layer(x).dtype == torch.float32
     assert copy.deepcopy(layer).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
     with torch.no_grad(), bfloat16():
@@ -163,7 +163,7 @@ def test_convnets_train_their_small_maps_so(monkeypatch, name, layers, standardi
     monkeypatch.setattr(conv, "weight_gradient", lambda *args: calls.append(args) or weight_gradient(*args))
     model = create_model(name, norm="layer", **({"standardize": True} if standardize else {}))
     with bfloat16():
-        loss = model(torch.randn(16, 3, 32, 32)).float().square().sum()
+        loss = model(torch.randn(32, 3, 32, 32)).float().square().sum()
     loss.backward()
     assert len(calls) == layers
     assert all(p.grad is not None for p in model.parameters())

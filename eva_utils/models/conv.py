@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 # `weight_gradient` is the faster one for so many images, so many channels, and no more columns of the output
 # (benchmarks/conv_speed.py).
-IMAGES, CHANNELS, COLUMNS = 16, 128, 8
+IMAGES, CHANNELS, COLUMNS = 32, 128, 8
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
