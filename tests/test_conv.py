@@ -70,7 +70,7 @@ def test_in_bfloat16_the_error_is_no_larger_than_torchs(side, stride, layout):
     torch.manual_seed(0)
     x = torch.randn(32, 128, side, side).bfloat16().contiguous(memory_format=layout)
     weight = torch.randn(32, 128, 3, 3).bfloat16()
-    gradient = torch.randn(16, 32, -(-side // stride), -(-side // stride)).bfloat16().contiguous(memory_format=layout)
+    gradient = torch.randn(32, 32, -(-side // stride), -(-side // stride)).bfloat16().contiguous(memory_format=layout)
 
     def by_torch(dtype):
         return torch.nn.grad.conv2d_weight(

@@ -24,7 +24,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int = 1
     """
     columns, outputs = x.shape[3], gradient.shape[3]
     gradient, x = (_images_along_rows(maps) for maps in (gradient, x))
-    column = weight[..., :1]
+    column = weight.new_empty((*weight.shape[:3], 1))
     parts = []
     for tap in range(3):  # output column v meets input column stride * v + tap - 1
         first, last = int(tap == 0), min(outputs - 1, (columns - tap) // stride)
