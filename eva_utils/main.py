@@ -143,7 +143,13 @@ def train(
 
 
 def _forward(
-    model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, dtype: torch.dtype, number: int
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    number: int,
+    kind: str = "batch",
 ) -> Tensor:
     """Return the logits of a batch, and say what does not fit: the images, the output or the labels."""
     images = move_images(images, device, dtype)
@@ -156,7 +162,7 @@ def _forward(
         warn_of_softmax(logits)
     # Labels already on a device are checked once a pass, since reading them waits for it.
     if number == 0 or labels.device.type == "cpu":
-        check_labels(labels, logits.shape[1], f"batch {number}")
+        check_labels(labels, logits.shape[1], f"{kind} {number}")
     return logits
 
 
@@ -411,7 +417,7 @@ def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype
         with keep_modes(model), torch.no_grad():
             model.eval()
             for batch in loader:
-                return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0).shape[1]
+                return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch").shape[1]
             raise ValueError("test_loader yields nothing; it must yield at least one batch of (images, labels)")
     finally:
         set_rng_state(state)

@@ -312,6 +312,13 @@ def test_a_flip_is_one_too_many(data, loader):
     assert finding.verdict == "FAIL" and finding.found.startswith("RandomHorizontalFlip(p=0.5), RandomCrop")
 
 
+def test_a_brief_without_transforms_asks_for_none(data, loader):
+    loader.transform = Compose(Normalize(data.mean, data.std))
+    model = small()
+    finding = check(record(data, model), model, data, transforms=())
+    assert (finding.required, finding.verdict) == ("none", "pass")
+
+
 def test_another_order_and_another_size_fail(data, loader):
     crop, turn, normalize, cut = loader.transform
     assert transforms(data, loader, Compose(turn, crop, normalize, cut)).verdict == "FAIL"

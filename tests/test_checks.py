@@ -44,6 +44,10 @@ WRONG_BATCHES = {
         (IMAGES[:, :1], LABELS),
         r"takes images of 3 channels and these are \(8, 1, 8, 8\); repeat or drop channels",
     ),
+    "channels last": (
+        (IMAGES.permute(0, 2, 3, 1), LABELS),
+        r"images are \(8, 8, 8, 3\), channels last; give \(N, C, H, W\), as images.permute\(0, 3, 1, 2\) makes",
+    ),
     "wrong rank": (
         (IMAGES.flatten(1), LABELS),
         r"the model is a convnet and the images are \(8, 192\); give it batches \(N, C, H, W\)",
@@ -361,7 +365,7 @@ def test_names_and_classes_in_place_of_objects_are_refused(tiny_net):
 def test_a_wrong_test_loader_is_refused_before_training(tiny_net):
     lines = []
     for batch, message in (
-        ((IMAGES, LABELS + 1), "batch 0 has labels from 1 to 4 and the model 4 classes"),
+        ((IMAGES, LABELS + 1), "^test batch 0 has labels from 1 to 4 and the model 4 classes"),
         ((IMAGES, LABELS.float()), r"the labels of test batch 0 are float32 \(8,\)"),
     ):
         with pytest.raises(ValueError, match=message):

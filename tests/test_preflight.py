@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -63,6 +64,25 @@ def test_a_softmax(data):
 def test_a_wrong_number_of_classes(data):
     problems = failed(preflight(create_model("small_resnet", num_classes=7), data))
     assert problems["outputs are logits"].found == "(16, 7) for 16 images of 10 classes"
+
+
+def test_a_model_that_fails_on_its_first_batch(data):
+    report = preflight(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 10)), data)
+    (check,) = report.checks
+    assert not report.passed and check.name == "a batch goes through the model"
+    assert (
+        "the model failed on its first batch, images (16, 3," in check.cause and "cannot be multiplied" in check.cause
+    )
+
+
+def test_loaders_of_ones_own_are_not_looked_into(data):
+    own = types.SimpleNamespace(classes=data.classes, train=list(data.train), test=list(data.test))
+    report = preflight(create_model("small_resnet"), own)
+    assert report.passed and len(report.checks) > 4
+    assert [check.name for check in report.checks if check.passed is None] == [
+        "train and test share no image",
+        "augmentation changes pixels",
+    ]
 
 
 def test_weights_that_are_too_large(data):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .checks import are_probabilities, trainable_parameters
+from .checks import are_probabilities, explain_failure, is_misfit, trainable_parameters
 from .images import ImageFiles
 from .loader import Loader
 from .runtime import keep_rng
@@ -21,6 +21,7 @@ OVERFIT_IMAGES = 16
 LEAST_STEPS, OVERFIT_STEPS = 5, 60
 MOST_SECONDS = 40
 DRAWS = 64
+NO_IMAGE_SHARED = "train and test share no image"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
 
     Args:
         model: the model that is to be trained.
-        data: what `load_data` returned.
+        data: what `load_data` returned, or an object like it with loaders of one's own, whose images are not compared.
 
     Raises:
         TypeError: the arguments are something else.
@@ -83,14 +84,24 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
         images, labels = next(iter(data.train))
         images, labels = images[:OVERFIT_IMAGES].cpu(), labels[:OVERFIT_IMAGES].cpu()
         trial = copy.deepcopy(model).cpu().train()
-        with torch.no_grad():
-            outputs = trial(images)
+        try:
+            with torch.no_grad():
+                outputs = trial(images)
+        except RuntimeError as error:
+            if not is_misfit(error):
+                raise
+            cause = explain_failure(trial, tuple(images.shape), error)
+            return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
         checks = [_outputs_are_logits(outputs, labels, len(data.classes))]
         if checks[0].passed:
             checks.append(_starts_near_chance(outputs, labels))
             checks += _learns_by_heart(trial, images, labels)
-        checks.append(_shares_no_image(data.train, data.test))
-        checks += augmentation_checks(data.train)
+        if hasattr(data.train, "images") and hasattr(data.test, "images"):
+            checks.append(_shares_no_image(data.train, data.test))
+            checks += augmentation_checks(data.train)
+        else:
+            found = "only loaders of load_data can be looked at"
+            checks += [Check(name, None, found) for name in (NO_IMAGE_SHARED, "augmentation changes pixels")]
         return Preflight(checks)
 
 
@@ -163,7 +174,7 @@ def _shares_no_image(train: Loader, test: Loader) -> Check:
     shared = sum(digest in seen for digest in _digests(test.images))
     found = f"{shared} of {len(test.images)} test images are training images too"
     return Check(
-        "train and test share no image",
+        NO_IMAGE_SHARED,
         not shared,
         found,
         "the test folder was copied from train/, or split after copying",

@@ -206,7 +206,7 @@ def _is_norm(required: str, module: nn.Module) -> bool:
 
 def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> Finding:
     """Compare the recorded steps with the required ones, and see on real images what each of them changes."""
-    rule, asked = "training transforms", ", ".join(required) + ", and nothing else"
+    rule, asked = "training transforms", ", ".join(required) + ", and nothing else" if required else "none"
     if recorded is None or not hasattr(loader, "transform"):
         return Finding(rule, asked, "the training loader keeps no record of its transforms", UNCHECKED)
     steps = [step for step in recorded.split(" -> ") if not step.startswith("Normalize(")]
