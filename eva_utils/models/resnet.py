@@ -40,7 +40,7 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = 
 def global_max(x: Tensor) -> Tensor:
     """Return the maximum of every map, (N, C, H, W) to (N, C); of equal ones the first has the gradient.
 
-    On a CPU `amax`, which shares the gradient among them, takes ten times as long for it.
+    `amax` shares the gradient among them, which takes several times as long on a CPU (benchmarks/conv_speed.py).
     """
     return F.adaptive_max_pool2d(x, 1).flatten(1)
 
