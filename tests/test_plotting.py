@@ -1,6 +1,7 @@
 """Figures show what their records say, at any count, on any background, and leave matplotlib as it was."""
 
 import functools
+import warnings
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -144,6 +145,14 @@ def records(data, count, asked=None, right=False, classes=10):
     return Records(made, "correctly classified" if right else "misclassified", asked or count, count)
 
 
+def records_of(model, count, right=False):
+    """Records of random images, of which the model says what they hold."""
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
+    said = predict(model, [(images, torch.zeros(count, dtype=torch.int64))], precision="float32").predicted
+    predictions = predict(model, [(images, said if right else (said + 1) % 10)], precision="float32")
+    return predictions.correct(count) if right else predictions.wrong(count)
+
+
 def visible(figure):
     return [axis for axis in figure.axes if axis.get_visible()]
 
@@ -201,7 +210,7 @@ class LongNames:
 @pytest.mark.parametrize("count", [1, 20])
 def test_long_class_names_do_not_overlap(count):
     model = create_model("small_resnet")
-    shown = records(None, count)
+    shown = records_of(model, count)
     for figure in (
         plotting.plot_images(shown, LongNames),
         plotting.plot_gradcam(model, shown, LongNames),
@@ -223,7 +232,8 @@ def test_fewer_than_asked_for_or_none_is_said(data):
 
 
 def test_panels_show_the_maps_of_the_same_records(data):
-    model, shown, layers = create_model("small_resnet"), records(data, 4), ["layer1", "layer2"]
+    model, layers = create_model("small_resnet"), ["layer1", "layer2"]
+    shown = records_of(model, 4)
     figure = plotting.plot_gradcam(model, shown, data, layers=layers)
     images = torch.stack([record.image for record in shown])
     maps = GradCAM(model, layers)(images, [record.predicted for record in shown])
@@ -245,7 +255,8 @@ def test_panels_show_the_maps_of_the_same_records(data):
 
 @pytest.mark.parametrize("right, cells", [(False, 3), (True, 2)])
 def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
-    model, shown = create_model("small_resnet"), records(data, 5, right=right)
+    model = create_model("small_resnet")
+    shown = records_of(model, 5, right)
     figure = plotting.plot_gradcam(model, shown, data, layers=["layer2"])
     axes = visible(figure)
     assert len(axes) == 5 * cells
@@ -259,9 +270,30 @@ def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
 
 def test_a_map_without_anything_positive_is_named(data, monkeypatch):
     monkeypatch.setattr(GradCAM, "__call__", lambda self, images, classes: {"layer2": torch.zeros(len(images), 32, 32)})
-    assert overlaps(plotting.plot_gradcam(create_model("small_resnet"), records(data, 20), data, "layer2")) == ([], [])
-    figure = plotting.plot_gradcam(create_model("small_resnet"), records(data, 2), data, layers=["layer2"])
+    model = create_model("small_resnet")
+    assert overlaps(plotting.plot_gradcam(model, records_of(model, 20), data, "layer2")) == ([], [])
+    figure = plotting.plot_gradcam(model, records_of(model, 2), data, layers=["layer2"])
     assert sum("nothing stands out" in text for text in texts(figure)) == 4
+
+
+def test_records_of_another_model_are_warned_of(data):
+    model, other = create_model("small_resnet"), create_model("small_resnet")
+    shown = records_of(model, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plotting.plot_gradcam(model, shown, data, layers=["layer2"])
+    with torch.no_grad():
+        other.fc.weight.mul_(100)
+    said = GradCAM(other).probabilities(torch.stack([record.image for record in shown]))
+    other.eval()
+    torch.testing.assert_close(said, other(torch.stack([record.image for record in shown])).softmax(dim=1).detach())
+    apart = [abs(row[record.predicted] - record.confidence) for row, record in zip(said, shown, strict=True)]
+    most = max(range(3), key=lambda place: apart[place])
+    assert apart[most] > 0.1
+    percent = f"{100 * shown[most].confidence:.0f}% and this model with {100 * said[most][shown[most].predicted]:.0f}%"
+    expected = rf"of image #{shown[most].index} they say class {shown[most].predicted} with {percent}"
+    with pytest.warns(UserWarning, match=expected):
+        plotting.plot_gradcam(other, shown, data, layers=["layer2"])
 
 
 def test_the_confusion_matrix_is_that_of_the_predictions(data):

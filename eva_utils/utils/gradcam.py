@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import failure_explained
+from .checks import check_logits, failure_explained
 from .names import unknown_name
 from .runtime import keep_rng, unwrap
 
@@ -115,8 +115,32 @@ class GradCAM:
             maps = self._maps(images[:1], None, layers)
         return {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in maps.items()}
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return what the model says of the images in the state in which they are explained.
+
+        Args:
+            images: float32 (N, 3, H, W), as for a call.
+
+        Returns:
+            float32 (N, C), softmax of the logits, on the CPU.
+
+        Raises:
+            ValueError: the images are no batch, or the model does not return logits.
+        """
+        with ExitStack() as stack:
+            images = self._still(stack, images)
+            with failure_explained(self.model, images):
+                logits = self.model(images)
+            check_logits(logits, images)
+        return logits.float().softmax(dim=1).cpu()
+
     def _ready(self, stack: ExitStack, images: Tensor) -> tuple[Tensor, list[str]]:
         """Return a copy of the images where the model is and the layers to look at; quiet until the stack closes."""
+        images = self._still(stack, images)
+        return images, self.layers or [self._deepest(images)]
+
+    def _still(self, stack: ExitStack, images: Tensor) -> Tensor:
+        """Return a copy of the images where the model is; quiet until the stack closes."""
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
             found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images are float32 (N, C, H, W), got {found}; add the batch axis with images[None]")
@@ -124,8 +148,7 @@ class GradCAM:
         device = images.device if parameter is None else parameter.device
         self._quieten(stack, device)
         dtype = torch.float32 if parameter is None else parameter.dtype
-        images = images.detach().clone().to(device, dtype)
-        return images, self.layers or [self._deepest(images)]
+        return images.detach().clone().to(device, dtype)
 
     def _quieten(self, stack: ExitStack, device: torch.device) -> None:
         """Evaluation mode, float32, gradients possible and random generators kept, until the stack closes."""

@@ -8,6 +8,7 @@ the value of its cell.
 import io
 import statistics
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -251,10 +252,11 @@ def plot_gradcam(
     At several layers each image has a row: the image, then overlay and map for the predicted class at each
     layer. At one layer (None: the own choice of `GradCAM`) each image is followed by its overlay
     and, where it is misclassified, by the overlay for its true class. A blank map, where nothing at the
-    layer speaks for the class, is labelled so.
+    layer speaks for the class, is labelled so. If the model no longer says of the images what the records
+    hold, a warning names the image where it differs most.
 
     Args:
-        model: the classifier that made the predictions.
+        model: the classifier that made the predictions, with the same weights.
         records: of `predictions.wrong(n)` or `.correct(n)`.
         data: what `load_data` returned.
         layers: names as in `model.named_modules()`.
@@ -269,6 +271,7 @@ def plot_gradcam(
         return draw_gradcam(records, data, {})
     images = torch.stack([record.image for record in records])
     maps = cam(images, [record.predicted for record in records])
+    _warn_of_another_model(cam.probabilities(images), records)
     true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
     return draw_gradcam(records, data, maps, true_maps)
 
@@ -383,6 +386,20 @@ def _check_figure_arguments(records: Any, data: Any) -> None:
         raise ValueError(
             f"a record names class {highest} and the data has {len(data.classes)} classes; pass the data it is of, and "
             "build and train the model with num_classes=len(data.classes)"
+        )
+
+
+def _warn_of_another_model(probabilities: Tensor, records: Sequence[Any]) -> None:
+    """Warn if the captions would be of one model and the maps of another."""
+    said = torch.tensor([record.confidence for record in records])
+    now = probabilities[range(len(records)), [record.predicted for record in records]]
+    place = int((now - said).abs().argmax())
+    if (now - said).abs()[place] > 0.1:  # half precision differs by less
+        warnings.warn(
+            f"the predictions are of another model, or it was trained or loaded since: of image "
+            f"#{records[place].index} they say class {records[place].predicted} with {100 * said[place]:.0f}% and this "
+            f"model with {100 * now[place]:.0f}%; the captions and the maps do not belong together, so predict anew",
+            stacklevel=3,
         )
 
 
