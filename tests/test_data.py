@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -169,8 +170,45 @@ def test_a_folder_laid_out_otherwise_is_refused(image_folder):
     (image_folder / "test" / "owl" / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image; restore or remove it"):
         D.load_data(image_folder)
-    with pytest.raises(ValueError, match="has no train/ folder; put the images under"):
-        D.load_data(image_folder / "train")
+
+
+def test_a_folder_without_its_parts_is_told_how_it_is_laid_out(image_folder):
+    (image_folder / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"has no train/ folder; put the images under .* divide; give .*images$"):
+        D.load_data(image_folder.parent)
+    (image_folder / "test").rename(image_folder / "evaluate")
+    with pytest.raises(ValueError, match=r"has no test/ folder; put the images under train/<class>/ .* divide$"):
+        D.load_data(image_folder)
+    for part in ("train", "evaluate"):  # images of no class
+        for path in list((image_folder / part).rglob("*.png")):
+            path.rename(image_folder / part / f"{path.parent.name}-{path.name}")
+    with pytest.raises(ValueError, match="has no test/ folder"):
+        D.load_data(image_folder, test_share=0.5)
+
+
+def test_a_validation_folder_is_tested_on_where_there_is_no_other(image_folder):
+    whole = D.load_data(image_folder)
+    shutil.copytree(image_folder / "train", image_folder / "val")
+    assert torch.equal(D.load_data(image_folder).test.images, whole.test.images)
+    shutil.rmtree(image_folder / "val")
+    (image_folder / "test").rename(image_folder / "val")
+    data = D.load_data(image_folder)
+    assert torch.equal(data.test.images, whole.test.images) and torch.equal(data.test.labels, whole.test.labels)
+    (image_folder / "val" / "owl").mkdir()
+    with pytest.raises(ValueError, match=r"train/ and val/ of .* must hold the same classes; only one has owl"):
+        D.load_data(image_folder)
+
+
+def test_classes_without_parts_are_divided_by_a_share(image_folder):
+    classes = image_folder / "train"
+    with pytest.raises(ValueError, match=r"train holds its classes without train/ and test/; give test_share=0\.2"):
+        D.load_data(classes)
+    data = D.load_data(classes, test_share=0.2)
+    assert data.classes == ["cat", "dog"] and data.test.labels.tolist() == [0, 1]
+    assert data.train.labels.bincount().tolist() == [5, 3]
+    stored = D.load_data(image_folder).train.images
+    found = torch.cat([data.train.images, data.test.images])
+    assert {image.numpy().tobytes() for image in found} == {image.numpy().tobytes() for image in stored}
 
 
 def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_path):

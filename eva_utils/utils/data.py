@@ -60,7 +60,8 @@ def load_data(
     Args:
         source: "shapes" (embedded, drawn in seconds); "cifar10", "cifar100", "mnist" or "fashion_mnist"
             (downloaded to `root` once; grey images become three equal channels); a folder with images under
-            train/<class>/ and test/<class>/; or TinyImageNet's as its archive unpacks.
+            train/<class>/ and test/<class>/ (val/<class>/ where there is no test/), or under <class>/ alone, for
+            `test_share` to divide; or TinyImageNet's as its archive unpacks.
         root: where downloads are kept, and where a folder is looked for that is not in the current one.
         batch_size: images in a batch; the last may be smaller.
         recipe: augmentation of the training images, see `eva_utils.utils.transforms.train_transform`;
@@ -98,6 +99,11 @@ def load_data(
     train, test, classes = read_source(source, Path(root), size)
     if test_share is not None:
         train, test = _split_anew(train, test, test_share, seed)
+    elif not len(test[1]):
+        raise ValueError(
+            f"{source} holds its classes without train/ and test/; give test_share=0.2 to set a fifth of each aside "
+            "for testing"
+        )
     if validation >= len(train[1]):
         raise ValueError(
             f"validation={validation} would hold out all of the {len(train[1])} training images; hold out fewer"

@@ -107,36 +107,50 @@ def _as_tensors(dataset) -> tuple[Tensor, Tensor]:
 
 
 def _read_folder(folder: Path, size: int | None) -> tuple[Split, Split, list[str]]:
-    """Read train/<class>/ and test/<class>/."""
-    for part in ("train", "test"):
-        if (folder / part).is_symlink() and not (folder / part).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{folder / part} is a link that leads out of the dataset; put the folder itself there")
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} has no {part}/ folder; put the images under train/<class>/ and test/<class>/")
-    classes = _class_names(folder / "train")
-    if classes != _class_names(folder / "test"):
-        odd = sorted(set(classes) ^ set(_class_names(folder / "test")))
-        raise ValueError(f"train/ and test/ of {folder} must hold the same classes; only one has {', '.join(odd)}")
-    return _list_images(folder / "train", classes, size), _list_images(folder / "test", classes, size), classes
+    """Read train/<class>/ and test/<class>/, or val/ if there is no test/; or <class>/ alone, with nothing to test."""
+    held = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    trained, tested = folder / "train", folder / ("val" if "val" in held and "test" not in held else "test")
+    if len(held) > 1 and "train" not in held and all(_images(folder / name, folder) for name in held):
+        classes = _class_names(folder, folder)
+        return _list_images(folder, classes, size, folder), (ImageFiles([], size), torch.empty(0).long()), classes
+    for part in (trained, tested):
+        if part.is_symlink() and not part.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{part} is a link that leads out of the dataset; put the folder itself there")
+        if not part.is_dir():
+            nested = [f"; give {folder / name}" for name in held if (folder / name / "train").is_dir()]
+            raise ValueError(
+                f"{folder} has no {part.name}/ folder; put the images under train/<class>/ and test/<class>/, or under "
+                f"<class>/ alone, for test_share=0.2 to divide{nested[0] if nested else ''}"
+            )
+    classes = _class_names(trained, folder)
+    odd = sorted(set(classes) ^ set(_class_names(tested, folder)))
+    if odd:
+        raise ValueError(
+            f"train/ and {tested.name}/ of {folder} must hold the same classes; only one has {', '.join(odd)}"
+        )
+    return _list_images(trained, classes, size, folder), _list_images(tested, classes, size, folder), classes
 
 
-def _entries(folder: Path) -> list[Path]:
-    """List a folder by name, without what is hidden; a link may not lead out of the dataset."""
+def _entries(folder: Path, root: Path) -> list[Path]:
+    """List a folder by name, without what is hidden; a link may not lead out of the dataset's root."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         path = Path(entry.path)
-        if entry.is_symlink():
-            root = folder.resolve().parents[0 if folder.name in ("train", "test") else 1]
-            if not path.resolve().is_relative_to(root):
-                raise ValueError(f"{path} is a link that leads out of the dataset; put the files themselves there")
+        if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"{path} is a link that leads out of the dataset; put the files themselves there")
         found.append(path)
     return found
 
 
-def _class_names(folder: Path) -> list[str]:
-    names = [path.name for path in _entries(folder) if path.is_dir()]
+def _images(folder: Path, root: Path) -> list[Path]:
+    """List a folder's image files by name; other files are ignored."""
+    return [path for path in _entries(folder, root) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _class_names(folder: Path, root: Path) -> list[str]:
+    names = [path.name for path in _entries(folder, root) if path.is_dir()]
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no class folder"
         raise ValueError(
@@ -145,12 +159,12 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _list_images(folder: Path, classes: list[str], size: int | None) -> Split:
-    """List the image files of each class in order of their names; hidden and other files are ignored."""
+def _list_images(folder: Path, classes: list[str], size: int | None, root: Path) -> Split:
+    """List the image files of each class in order of their names."""
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = [path for path in _entries(folder / name) if path.suffix.lower() in IMAGE_SUFFIXES]
+        found = _images(folder / name, root)
         if not found:
             raise ValueError(f"{folder / name} has no image; add some or remove the folder")
         paths += found
