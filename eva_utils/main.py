@@ -27,6 +27,7 @@ from .utils.checks import (
     failure_explained,
     trainable_parameters,
     warn_of_softmax,
+    warn_of_swapped_loaders,
     warn_of_unused_outputs,
 )
 from .utils.history import History, describe_run
@@ -336,6 +337,7 @@ def fit(
             disk.check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
+        warn_of_swapped_loaders(train_loader, test_loader)
         warn_of_unused_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
         trained = held.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested): tested}.values():

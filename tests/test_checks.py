@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from eva_utils import main as engine
 from eva_utils.utils import checks
+from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.lock import locked
 from eva_utils.utils.optim import one_cycle
@@ -396,6 +397,41 @@ def test_loaders_without_length_or_batches_are_refused(tiny_net):
         fit(tiny_net, SimpleNamespace(train=[(IMAGES, LABELS)], test=[(IMAGES, LABELS)]))
     with pytest.raises(ValueError, match="the loader yielded no batch; it must yield its batches anew at each pass"):
         engine.test(tiny_net, [])
+
+
+SAMPLES = random_batches(8)
+IN_ORDER = DataLoader(SAMPLES, batch_size=8)
+SHUFFLED = DataLoader(SAMPLES, batch_size=8, shuffle=True)
+
+
+def test_loaders_that_seem_swapped_are_warned_of(tiny_net):
+    data = load_data("shapes", limit=10)
+    net = TinyNet(10)
+    for model, train, test in ((tiny_net, IN_ORDER, SHUFFLED), (net, data.test, data.train)):
+        with pytest.warns(UserWarning, match=r"seem to be swapped; .* fit\(model, data\.train, data\.test\)"):
+            engine.fit(model, train, test, epochs=1, **QUIET)
+    drawn = DataLoader(SAMPLES, batch_sampler=[[0, 3], [5, 1]])  # an order that is not known
+    for train, test in ((SHUFFLED, IN_ORDER), (IN_ORDER, IN_ORDER), (SHUFFLED, SHUFFLED), (drawn, SHUFFLED)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engine.fit(tiny_net, train, test, epochs=1, **QUIET)
+
+
+def test_of_a_loader_is_known_whether_it_shuffles():
+    loaders = {
+        True: [SHUFFLED, DataLoader(SAMPLES, batch_size=None, shuffle=True)],
+        False: [IN_ORDER, DataLoader(SAMPLES, batch_size=None)],
+        None: [[(IMAGES, LABELS)], DataLoader(SAMPLES, batch_sampler=[[0, 3], [5, 1]])],
+    }
+    for known, those in loaders.items():
+        assert [checks.is_shuffled(loader) for loader in those] == [known] * 2
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_rate_that_is_not_finite_is_refused(rate, tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=rate)
+    with pytest.raises(ValueError, match=rf"the optimizer's learning rates are \[{rate}\]; give finite ones"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
 
 
 def test_copying_the_run_keeps_its_lock(tmp_path):

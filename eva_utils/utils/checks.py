@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
@@ -58,6 +65,28 @@ def check_loader(name: str, loader: Any) -> None:
         raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
 
 
+def is_shuffled(loader: Any) -> bool | None:
+    """Whether a loader shuffles, by its `shuffle` if it is one of `load_data`, else by its sampler; None if unknown."""
+    if isinstance(getattr(loader, "shuffle", None), bool):
+        return loader.shuffle
+    # Given a batch_sampler, a DataLoader's own sampler is a stand-in and says nothing of the order.
+    batches = getattr(loader, "batch_sampler", None)
+    sampler: Sampler | None = getattr(loader if batches is None else batches, "sampler", None)
+    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        return True
+    return False if isinstance(sampler, SequentialSampler) else None
+
+
+def warn_of_swapped_loaders(train_loader: Any, test_loader: Any) -> None:
+    """Warn if the training images come in order and the test images shuffled."""
+    if is_shuffled(train_loader) is False and is_shuffled(test_loader):
+        warnings.warn(
+            "the training loader keeps its order and the test loader shuffles, so they seem to be swapped; "
+            "fit takes the training loader first, fit(model, data.train, data.test)",
+            stacklevel=3,
+        )
+
+
 def check_fit(
     model: nn.Module,
     train_loader: Any,
@@ -93,6 +122,8 @@ def check_fit(
         if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
             raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
         rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if not all(math.isfinite(rate) for rate in rates):
+            raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
         if scheduler is None and min(rates) < 0:
             raise ValueError(
                 f"the optimizer's learning rate is {min(rates):g}, as a one-cycle schedule leaves it at its end; "

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .checks import check_batch, check_labels, check_logits, check_whole, failure_explained
+from .checks import check_batch, check_labels, check_logits, check_whole, failure_explained, is_shuffled
 from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
 MISTAKES, HITS = "misclassified", "correctly classified"
@@ -175,11 +174,7 @@ def predict(
             f"predict takes a model and a loader, as predict(model, data.test), not {type(model).__name__} and "
             f"{type(loader).__name__}"
         )
-    # Given a batch_sampler, a DataLoader's own sampler is a stand-in and says nothing of the order.
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
-    if getattr(loader, "shuffle", False) is True or isinstance(
-        sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler
-    ):
+    if is_shuffled(loader):
         raise ValueError("the loader shuffles, so positions in it mean nothing; pass the test loader, or shuffle=False")
     place = pick_device(device)
     dtype = pick_precision(precision, place)
