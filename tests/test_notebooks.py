@@ -19,7 +19,7 @@ from eva_utils.utils.seal import is_sealed
 # whose finder wants 16 batches.
 SMALLER = {
     "eva6_s8": {"epochs": 3},
-    "eva6_s9": {"epochs": 10, "batch_size": 3, "limit": 48},
+    "eva6_s9": {"epochs": 6, "batch_size": 2, "limit": 32},
     "eva8_s7": {"epochs": 3},
     "eva8_s10": {"epochs": 3},
 }
@@ -72,7 +72,7 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     executed = papermill.execute_notebook(
         str(clone / "eva_utils" / "assignment" / name / f"{name}.ipynb"),
         None,
-        parameters={"source": "shapes", "limit": 60, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
+        parameters={"source": "shapes", "limit": 40, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
         cwd=str(clone),
         kernel_name="python3",
         progress_bar=False,
