@@ -19,7 +19,7 @@ from eva_utils.utils.seal import is_sealed
 # whose finder wants 16 batches.
 SMALLER = {
     "eva6_s8": {"epochs": 3},
-    "eva6_s9": {"epochs": 6, "batch_size": 2, "limit": 32},
+    "eva6_s9": {"epochs": 10, "batch_size": 2, "limit": 32},
     "eva8_s7": {"epochs": 3},
     "eva8_s10": {"epochs": 3},
 }
