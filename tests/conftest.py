@@ -1,8 +1,11 @@
+import copy
+import functools
 import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the runs they start
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -14,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from eva_utils.utils import shapes, sources
 from eva_utils.utils.runtime import seed_everything
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +29,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def seeded():
     seed_everything(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shapes_drawn_once():
+    """Draw the embedded dataset once a process and give out copies: it takes seconds, and dozens of tests load it."""
+    drawn = functools.cache(shapes.make_shapes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "shapes", SimpleNamespace(**vars(shapes)))
+        patch.setattr(sources.shapes, "make_shapes", lambda split: copy.deepcopy(drawn(split)))
+        yield
 
 
 class TinyNet(nn.Module):
