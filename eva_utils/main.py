@@ -13,22 +13,24 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from .utils import checkpoint as disk
 from .utils import processes
-from .utils.checks import (
-    check_averaging,
+from .utils.batches import (
     check_batch,
-    check_fit,
     check_labels,
     check_logits,
     check_loss,
+    failure_explained,
+    warn_of_softmax,
+    warn_of_unused_outputs,
+)
+from .utils.checks import (
+    check_averaging,
+    check_fit,
     check_seed,
     check_steps_left,
     check_unscheduled,
     check_warmup,
-    failure_explained,
     trainable_parameters,
-    warn_of_softmax,
     warn_of_swapped_loaders,
-    warn_of_unused_outputs,
 )
 from .utils.history import History, describe_run
 from .utils.lock import locked

@@ -1,14 +1,13 @@
-"""What is refused before any work: numbers out of range, arguments and batches that do not fit each other."""
+"""What is refused before any work: numbers out of range, and arguments that do not fit each other."""
 
 import math
 import numbers
 import warnings
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR
 from torch.utils.data import (
     DataLoader,
@@ -206,147 +205,3 @@ def check_averaging(ema: float | None, clip: float | None) -> None:
         check_real("ema", ema, 0, 1)
     if clip is not None:
         check_real("clip", clip, 0, open_low=True)
-
-
-def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the images and the labels of a batch, or raise if it is not (float32 images, int64 labels).
-
-    Args:
-        batch: what a loader yielded.
-        place: names the batch in the message, as "batch 3".
-        unlabelled: whether it may have an image and no label, as one process's part of a small batch has.
-    """
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        raise ValueError(f"{place} is a {kind}; a loader must yield pairs of tensors (images, labels)")
-    images, labels = batch
-    if images.dtype != torch.float32 or images.ndim < 2:
-        raise ValueError(
-            f"the images of {place} are {_kind(images)}; give float32 (N, C, H, W), as normalize() makes of uint8"
-        )
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        one_hot = "; turn one-hot rows into numbers with labels.argmax(1)" if labels.ndim == 2 else ""
-        raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){one_hot}")
-    fits = len(images) == len(labels) if len(labels) else unlabelled
-    if not fits:
-        raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels; give one label an image")
-    return images, labels
-
-
-def is_misfit(error: RuntimeError) -> bool:
-    """Whether a model's error may be its images' fault; lack of memory and a killed worker are not."""
-    return "memory" not in str(error) and "worker" not in str(error)
-
-
-def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
-    """Say why a model may have failed on its first batch, whose images have this shape."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is not None and len(shape) != 4:
-        return f"the model is a convnet and the images are {shape}; give it batches (N, C, H, W)"
-    if first is not None and first.in_channels == shape[3] != shape[1]:
-        return f"the images are {shape}, channels last; give (N, C, H, W), as images.permute(0, 3, 1, 2) makes of them"
-    if first is not None and first.in_channels != shape[1]:
-        return (
-            f"the model takes images of {first.in_channels} channels and these are {shape}; "
-            f"repeat or drop channels, or build its first layer for {shape[1]}"
-        )
-    return f"the model failed on its first batch, images {shape}: {str(error).splitlines()[0]}"
-
-
-@contextmanager
-def failure_explained(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Turn the error of a model that runs on its first images into one that says what does not fit."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_misfit(error):
-            raise
-        raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
-
-
-def check_logits(logits: Any, images: Tensor) -> None:
-    """Raise unless a model's output is floating point (N, C)."""
-    found = _kind(logits) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        advice = ""
-        if hasattr(logits, "logits"):  # of torchvision's GoogLeNet and Inception; of other packages' models
-            auxiliary = any(name.startswith("aux_logits") for name in getattr(logits, "_fields", ()))
-            advice = "; build it with aux_logits=False" if auxiliary else ", as the .logits of this output"
-        raise ValueError(
-            f"the model returned {found} for {len(images)} images; it must return logits (N, classes){advice}"
-        )
-
-
-def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
-    """Raise unless a criterion returned one number, with a gradient where one is wanted, of inputs it is made for."""
-    if not isinstance(loss, Tensor) or loss.ndim:
-        found = _kind(loss) if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(
-            f"the criterion returned {found}; it must return the mean loss of the batch, a tensor of no dimensions, "
-            "so leave out .item() and end in .mean()"
-        )
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise ValueError(
-            "the loss has no gradient; compute it from the logits with torch operations, without detach(), argmax() "
-            "or numpy"
-        )
-    totals = logits.detach().float().logsumexp(dim=1)
-    if isinstance(criterion, nn.NLLLoss) and (totals[totals.isfinite()].abs() > 1e-2).any():
-        raise ValueError(
-            "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropyLoss(), or end the model "
-            "in log_softmax"
-        )
-
-
-def check_labels(labels: Tensor, classes: int, place: str) -> None:
-    """Raise unless every label is from 0 to classes - 1; this waits for the labels' device."""
-    low, high = (int(value) for value in labels.aminmax())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"{place} has labels from {low} to {high} and the model {classes} classes; "
-            f"labels are from 0 to {classes - 1}: renumber them, or build the model with more classes"
-        )
-
-
-def check_classes(outputs: int, classes: Sized) -> None:
-    """Raise ValueError unless a model has as many outputs as the data classes."""
-    if outputs != len(classes):
-        raise ValueError(
-            f"the model has {outputs} outputs and the data {len(classes)} classes; build and train it with "
-            f"num_classes={len(classes)}"
-        )
-
-
-def are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs (N, C) look as if a softmax had made them: none negative, each row adding up to 1."""
-    sums = outputs.detach().float().sum(dim=1)
-    return (
-        outputs.shape[1] > 1 and bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
-    )
-
-
-def warn_of_softmax(outputs: Tensor) -> None:
-    """Warn if a model ends in a softmax, since cross entropy applies one itself."""
-    if are_probabilities(outputs):
-        warnings.warn(
-            "the model ends in a softmax and cross entropy applies one itself, so the loss cannot come near 0; "
-            "return the logits instead",
-            stacklevel=1,  # one place, so that Python shows it once
-        )
-
-
-def warn_of_unused_outputs(outputs: int, *loaders: Any) -> None:
-    """Warn if a model has more outputs than the labels of `load_data`'s loaders have classes."""
-    labels = [getattr(loader, "labels", None) for loader in loaders]
-    known = [int(part.max()) + 1 for part in labels if isinstance(part, Tensor)]
-    classes = max(known, default=outputs)
-    if len(known) == len(loaders) and outputs > classes:
-        warnings.warn(
-            f"the model has {outputs} outputs and the labels {classes} classes; the figures and the report want as "
-            f"many of one as of the other, so build it with num_classes={classes}",
-            stacklevel=3,
-        )
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_logits, failure_explained
+from .batches import check_logits, failure_explained
 from .names import unknown_name
 from .runtime import keep_rng, unwrap
 

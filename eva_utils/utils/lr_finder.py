@@ -12,17 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .checks import (
-    check_batch,
-    check_fit,
-    check_labels,
-    check_loader,
-    check_logits,
-    check_loss,
-    check_real,
-    check_whole,
-    failure_explained,
-)
+from .batches import check_batch, check_labels, check_logits, check_loss, failure_explained
+from .checks import check_fit, check_loader, check_real, check_whole
 from .optim import rate_shares
 from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
 from .state import own_generators

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_classes, check_whole
+from .batches import check_classes
+from .checks import check_whole
 from .gradcam import GradCAM, overlay
 from .history import History
 from .transforms import Normalize, denormalize

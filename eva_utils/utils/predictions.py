@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_labels, check_logits, check_whole, failure_explained, is_shuffled
+from .batches import check_batch, check_labels, check_logits, failure_explained
+from .checks import check_whole, is_shuffled
 from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
 
 MISTAKES, HITS = "misclassified", "correctly classified"

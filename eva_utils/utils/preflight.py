@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .checks import are_probabilities, explain_failure, is_misfit, trainable_parameters
+from .batches import are_probabilities, explain_failure, is_misfit
+from .checks import trainable_parameters
 from .images import ImageFiles
 from .loader import Loader
 from .runtime import keep_rng

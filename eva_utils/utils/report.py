@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import page
+from .batches import check_classes
 from .brief import Audit, Brief, audit, count_images, find_brief
 from .checkpoint import DamagedFileError, latest_state, load_verified, load_weights, save_verified
-from .checks import check_classes
 from .gradcam import GradCAM
 from .history import History
 from .lock import locked
