@@ -45,10 +45,13 @@ def test_links_and_pictures_exist():
 
 
 def test_the_notebook_calls_run(tmp_path, monkeypatch):
-    """The calls of the README's notebook, with the real dataset and sizes replaced by small ones."""
-    code = re.search(r"## The notebook\n.*?```python\n(.*?)```", README, re.DOTALL)[1]
+    """The calls of the README's notebook, then those to try it, with the real dataset and sizes made small."""
+    notebook, trial = re.findall(r"```python\n(.*?)```", README[README.index("## The notebook") :], re.DOTALL)[:2]
+    code = notebook + trial
     for real, small in (
         ('"cifar10", root="data"', '"shapes", limit=40'),
+        ("limit=2000", "limit=40"),
+        ("epochs=5", "epochs=1"),
         ("epochs=40", "epochs=1"),
         (', "layer4"]', "]"),
         ('resnet18(num_classes=10, norm="layer", last_stride=1)', "small_resnet(num_classes=10)"),
@@ -58,6 +61,5 @@ def test_the_notebook_calls_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
-    assert [record.index for record in names["predictions"].wrong(20)] and (
-        tmp_path / "runs" / "s8" / "best.pt"
-    ).exists()
+    assert [record.index for record in names["predictions"].wrong(20)]
+    assert all((tmp_path / "runs" / run / "best.pt").exists() for run in ("s8", "try"))

@@ -443,7 +443,8 @@ def test_a_model_without_a_map_has_a_report_without_gradcam(tmp_path, data):
 def test_more_outputs_than_classes_are_refused(tmp_path, data):
     model = TinyNet(15)
     fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
-    engine.fit(model, data.train, data.test, epochs=1, **fit)
+    with pytest.warns(UserWarning, match="the model has 15 outputs and the labels 10 classes"):
+        engine.fit(model, data.train, data.test, epochs=1, **fit)
     refused(tmp_path / "run", model, data, "the model has 15 outputs and the data 10 classes")
 
 
