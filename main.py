@@ -83,9 +83,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"set every option as this assignment asks and audit the run: {', '.join(BRIEFS)}; others given win",
     )
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", default="shapes", help=f"{', '.join(SOURCES)}, or a folder with train/CLASS/ and test/CLASS/"
-    )
+    layout = "train/CLASS/ with test/CLASS/ or val/CLASS/, or CLASS/ alone with --test-share"
+    data.add_argument("--data", default="shapes", help=f"{', '.join(SOURCES)}, or a folder with {layout}")
     data.add_argument("--root", default="data", help="where datasets are downloaded to")
     data.add_argument("--recipe", default="none", help=f"augmentation of the training images: {', '.join(RECIPES)}")
     data.add_argument("--batch-size", type=int, default=128, help="images in a batch")

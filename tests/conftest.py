@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from eva_utils import main as engine
 from eva_utils.utils import shapes, sources
 from eva_utils.utils.runtime import seed_everything
 
@@ -74,6 +75,15 @@ def loaders():
         DataLoader(random_batches(22), batch_size=8, shuffle=True),
         DataLoader(random_batches(13, seed=4), batch_size=8),
     )
+
+
+IMAGES, LABELS = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+QUIET = {"log": None, "device": "cpu", "precision": "float32"}
+
+
+def fit(model, loader, **options):
+    """Fit in silence for an epoch and test on one batch."""
+    return engine.fit(model, loader, [(IMAGES, LABELS)], **{"epochs": 1, **QUIET, **options})
 
 
 @pytest.fixture

@@ -6,21 +6,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet
+from conftest import IMAGES, LABELS, QUIET, TinyNet, fit
 from torch import nn
 
 from eva_utils import main as engine
 from eva_utils.utils import batches
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import test_transform as normalized
-
-IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
-QUIET = {"log": None, "device": "cpu", "precision": "float32"}
-
-
-def fit(model, batches, **options):
-    return engine.fit(model, batches, [(IMAGES, LABELS)], **{"epochs": 1, **QUIET, **options})
-
 
 WRONG_BATCHES = {
     "not a pair": (IMAGES, r"batch 0 is a Tensor; a loader must yield pairs of tensors \(images, labels\)"),

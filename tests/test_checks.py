@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TinyNet, random_batches
+from conftest import IMAGES, LABELS, QUIET, ROOT, TinyNet, fit, random_batches
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -18,13 +18,6 @@ from eva_utils.utils import checks
 from eva_utils.utils.data import load_data
 from eva_utils.utils.lock import locked
 from eva_utils.utils.optim import one_cycle
-
-IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
-QUIET = {"log": None, "device": "cpu", "precision": "float32"}
-
-
-def fit(model, batches, **options):
-    return engine.fit(model, batches, [(IMAGES, LABELS)], **{"epochs": 1, **QUIET, **options})
 
 
 def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):

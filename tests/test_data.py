@@ -172,17 +172,22 @@ def test_a_folder_laid_out_otherwise_is_refused(image_folder):
         D.load_data(image_folder)
 
 
-def test_a_folder_without_its_parts_is_told_how_it_is_laid_out(image_folder):
-    (image_folder / "runs").mkdir()
-    with pytest.raises(ValueError, match=r"has no train/ folder; put the images under .* divide; give .*images$"):
+def test_a_folder_without_its_parts_is_told_what_it_lacks(image_folder):
+    (image_folder.parent / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"has no train/ folder; give .*images, which has train/$"):
         D.load_data(image_folder.parent)
-    (image_folder / "test").rename(image_folder / "evaluate")
-    with pytest.raises(ValueError, match=r"has no test/ folder; put the images under train/<class>/ .* divide$"):
+    with pytest.raises(
+        ValueError, match=r"runs has no train/ folder; it takes train/<class>/ with test/<class>/ or val"
+    ):
+        D.load_data(image_folder.parent / "runs")
+    (image_folder / "test").rename(image_folder / "valid")
+    advice = r"has no test/ folder; rename the folder of the test images, or give .*train with test_share=0\.2"
+    with pytest.raises(ValueError, match=advice):
         D.load_data(image_folder)
-    for part in ("train", "evaluate"):  # images of no class
+    for part in ("train", "valid"):  # images of no class
         for path in list((image_folder / part).rglob("*.png")):
             path.rename(image_folder / part / f"{path.parent.name}-{path.name}")
-    with pytest.raises(ValueError, match="has no test/ folder"):
+    with pytest.raises(ValueError, match=advice):
         D.load_data(image_folder, test_share=0.5)
 
 
@@ -209,6 +214,22 @@ def test_classes_without_parts_are_divided_by_a_share(image_folder):
     stored = D.load_data(image_folder).train.images
     found = torch.cat([data.train.images, data.test.images])
     assert {image.numpy().tobytes() for image in found} == {image.numpy().tobytes() for image in stored}
+    (classes / "__MACOSX").mkdir()
+    (classes / ".cache").mkdir()
+    assert D.load_data(classes, test_share=0.2).classes == ["cat", "dog"]
+    (classes / "owl").mkdir()
+    with pytest.raises(ValueError, match=r"train.owl has no image; add some or remove the folder"):
+        D.load_data(classes, test_share=0.2)
+    (classes / "owl").rename(classes / "test")
+    shutil.copy(classes / "cat" / "00.png", classes / "test")
+    with pytest.raises(
+        ValueError, match="has no train/ folder; a folder named train/, test/ or val/ is taken for a part"
+    ):
+        D.load_data(classes, test_share=0.2)
+    shutil.rmtree(classes / "test")
+    shutil.rmtree(classes / "dog")
+    with pytest.raises(ValueError, match="train has only the class 'cat'; put the images of each of two classes"):
+        D.load_data(classes, test_share=0.2)
 
 
 def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_path):
@@ -219,5 +240,7 @@ def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_pat
     ):
         D.load_data("cifar10", root=tmp_path)
     assert archive.read_bytes() == b"the archive of another dataset"
-    with pytest.raises(ValueError, match=r"is a file; unpack it and give the folder that holds train/ and test/"):
+    with pytest.raises(
+        ValueError, match="is a file; unpack it and give the folder, which holds train/<class>/ with test"
+    ):
         D.load_data(archive)

@@ -240,6 +240,7 @@ class Idle(TwoChannels):
             r"unknown layer 'layer5': .*did you mean 'layer\d'\?",
         ),
         (lambda x: GradCAM(create_model("small_resnet"), ["layer4"]), r"did you mean 'layer\d'\?$"),
+        (lambda x: GradCAM(create_model("resnet18"), ["layer4.conv1"]), r"did you mean 'layer4\.\d\.conv1'\?$"),
         (lambda x: GradCAM(create_model("resnet18"), [nn.ReLU()]), r"layers are names as in model\.named_modules\(\)"),
         (lambda x: GradCAM(create_model("resnet18"), 4), r"layers are names .* or their numbers, got \[4\]"),
         (

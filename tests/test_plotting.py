@@ -1,5 +1,6 @@
 """Figures show what their records say, at any count, on any background, and leave matplotlib as it was."""
 
+import copy
 import functools
 import warnings
 
@@ -135,20 +136,21 @@ def data():
     return load_data("shapes", limit=40, recipe="eva6_s8")
 
 
-def records(data, count, asked=None, right=False, classes=10):
+def records(data, count, asked=None):
     generator = torch.Generator().manual_seed(count)
     made = []
     for index in range(count):
-        target = index % classes
+        target = index % 10
         image = torch.randn(3, 32, 32, generator=generator)
-        made.append(Record(index + 7, image, target, target if right else (target + 1) % classes, 0.5 + index / 100))
-    return Records(made, "correctly classified" if right else "misclassified", asked or count, count)
+        made.append(Record(index + 7, image, target, (target + 1) % 10, 0.5 + index / 100))
+    return Records(made, "misclassified", asked or count, count)
 
 
 def records_of(model, count, right=False):
-    """Records of random images, of which the model says what they hold."""
+    """Records of random images that hold what the model says of them."""
     images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
-    said = predict(model, [(images, torch.zeros(count, dtype=torch.int64))], precision="float32").predicted
+    with torch.no_grad():
+        said = copy.deepcopy(model).eval()(images).argmax(1)
     predictions = predict(model, [(images, said if right else (said + 1) % 10)], precision="float32")
     return predictions.correct(count) if right else predictions.wrong(count)
 
@@ -290,8 +292,9 @@ def test_records_of_another_model_are_warned_of(data):
     apart = [abs(row[record.predicted] - record.confidence) for row, record in zip(said, shown, strict=True)]
     most = max(range(3), key=lambda place: apart[place])
     assert apart[most] > 0.1
-    percent = f"{100 * shown[most].confidence:.0f}% and this model with {100 * said[most][shown[most].predicted]:.0f}%"
-    expected = rf"of image #{shown[most].index} they say class {shown[most].predicted} with {percent}"
+    name, before = data.classes[shown[most].predicted], 100 * shown[most].confidence
+    now = 100 * said[most][shown[most].predicted]
+    expected = rf"hold: of image #{shown[most].index} '{name}' with {now:.0f}% and not {before:.0f}%; predict anew if"
     with pytest.warns(UserWarning, match=expected):
         plotting.plot_gradcam(other, shown, data, layers=["layer2"])
 

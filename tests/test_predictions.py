@@ -32,7 +32,7 @@ def test_probabilities_are_by_position(predictions, tiny_net):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_its_accuracy_equals_tests(precision):
-    data, model = load_data("shapes", limit=40, batch_size=20), create_model("small_resnet")
+    data, model = load_data("shapes", limit=40, batch_size=32), create_model("small_resnet")
     engine.fit(model, data.train, data.test, epochs=1, log=None, device="cpu", precision=precision)
     found = predict(model, data.test, device="cpu", precision=precision)
     score = engine.test(model, data.test, device="cpu", precision=precision)

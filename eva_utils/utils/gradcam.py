@@ -116,7 +116,7 @@ class GradCAM:
         return {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in maps.items()}
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Return what the model says of the images in the state in which they are explained.
+        """Return the images' class probabilities, in evaluation mode and without autocast, as for a map.
 
         Args:
             images: float32 (N, 3, H, W), as for a call.
@@ -128,7 +128,7 @@ class GradCAM:
             ValueError: the images are no batch, or the model does not return logits.
         """
         with ExitStack() as stack:
-            images = self._still(stack, images)
+            images = self._quiet_copy(stack, images)
             with failure_explained(self.model, images):
                 logits = self.model(images)
             check_logits(logits, images)
@@ -136,10 +136,10 @@ class GradCAM:
 
     def _ready(self, stack: ExitStack, images: Tensor) -> tuple[Tensor, list[str]]:
         """Return a copy of the images where the model is and the layers to look at; quiet until the stack closes."""
-        images = self._still(stack, images)
+        images = self._quiet_copy(stack, images)
         return images, self.layers or [self._deepest(images)]
 
-    def _still(self, stack: ExitStack, images: Tensor) -> Tensor:
+    def _quiet_copy(self, stack: ExitStack, images: Tensor) -> Tensor:
         """Return a copy of the images where the model is; quiet until the stack closes."""
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
             found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -227,9 +227,7 @@ class GradCAM:
             raise ValueError(f"layer {idle[0]!r} exists and never runs in forward(); choose another")
         for name in layers:
             self._check_map(outputs[name], name, images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the model returned {found}; Grad-CAM needs logits (N, classes)")
+        check_logits(logits, images)
         if not logits.isfinite().all():
             raise ValueError("the model returned logits that are NaN or infinite; look at its weights and the images")
 

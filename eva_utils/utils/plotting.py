@@ -272,7 +272,7 @@ def plot_gradcam(
         return draw_gradcam(records, data, {})
     images = torch.stack([record.image for record in records])
     maps = cam(images, [record.predicted for record in records])
-    _warn_of_another_model(cam.probabilities(images), records)
+    _warn_of_another_answer(cam.probabilities(images), records, data.classes)
     true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
     return draw_gradcam(records, data, maps, true_maps)
 
@@ -390,16 +390,17 @@ def _check_figure_arguments(records: Any, data: Any) -> None:
         )
 
 
-def _warn_of_another_model(probabilities: Tensor, records: Sequence[Any]) -> None:
-    """Warn if the captions would be of one model and the maps of another."""
-    said = torch.tensor([record.confidence for record in records])
+def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], classes: Sequence[str]) -> None:
+    """Warn if the captions would say one thing and the model whose maps stand beside them another."""
+    held = torch.tensor([record.confidence for record in records])
     now = probabilities[range(len(records)), [record.predicted for record in records]]
-    place = int((now - said).abs().argmax())
-    if (now - said).abs()[place] > 0.1:  # half precision differs by less
+    place = int((now - held).abs().argmax())
+    if abs(now[place] - held[place]) > 0.1:  # half precision differs by less
+        record = records[place]
         warnings.warn(
-            f"the predictions are of another model, or it was trained or loaded since: of image "
-            f"#{records[place].index} they say class {records[place].predicted} with {100 * said[place]:.0f}% and this "
-            f"model with {100 * now[place]:.0f}%; the captions and the maps do not belong together, so predict anew",
+            f"the model no longer says what the records hold: of image #{record.index} {classes[record.predicted]!r} "
+            f"with {100 * now[place]:.0f}% and not {100 * held[place]:.0f}%; predict anew if it is another model, or "
+            "was trained or loaded since",
             stacklevel=3,
         )
 

@@ -17,6 +17,8 @@ from .tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 SOURCES = ("shapes", *TORCHVISION)
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+PARTS = {"train", "test", "val"}
+LAYOUT = "train/<class>/ with test/<class>/ or val/<class>/, or <class>/ alone with test_share="
 
 Split = tuple[Tensor | ImageFiles, Tensor]
 
@@ -44,12 +46,12 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     if not folder.exists() and (root / folder).is_dir():
         folder = root / folder
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; unpack it and give the folder that holds train/ and test/")
+        raise ValueError(f"{folder} is a file; unpack it and give the folder, which holds {LAYOUT}")
     if not folder.is_dir():
         error = str(unknown_name("data source", str(source), SOURCES))
         raise ValueError(
             f"{error if error.endswith('?') else error + '.'} There is no folder {source} either, here or in {root}; "
-            "one holds images under train/<class>/ and test/<class>/, or TinyImageNet"
+            f"one holds TinyImageNet, or images under {LAYOUT}"
         )
     if is_tiny_imagenet(folder):
         (train_paths, train_labels), (test_paths, test_labels), classes = read_tiny_imagenet(folder)
@@ -108,20 +110,16 @@ def _as_tensors(dataset) -> tuple[Tensor, Tensor]:
 
 def _read_folder(folder: Path, size: int | None) -> tuple[Split, Split, list[str]]:
     """Read train/<class>/ and test/<class>/, or val/ if there is no test/; or <class>/ alone, with nothing to test."""
-    held = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    trained, tested = folder / "train", folder / ("val" if "val" in held and "test" not in held else "test")
-    if len(held) > 1 and "train" not in held and all(_images(folder / name, folder) for name in held):
+    held = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    if not PARTS & set(held) and any(_images(folder / name, folder) for name in held):
         classes = _class_names(folder, folder)
         return _list_images(folder, classes, size, folder), (ImageFiles([], size), torch.empty(0).long()), classes
+    trained, tested = folder / "train", folder / ("val" if "val" in held and "test" not in held else "test")
     for part in (trained, tested):
         if part.is_symlink() and not part.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{part} is a link that leads out of the dataset; put the folder itself there")
         if not part.is_dir():
-            nested = [f"; give {folder / name}" for name in held if (folder / name / "train").is_dir()]
-            raise ValueError(
-                f"{folder} has no {part.name}/ folder; put the images under train/<class>/ and test/<class>/, or under "
-                f"<class>/ alone, for test_share=0.2 to divide{nested[0] if nested else ''}"
-            )
+            raise ValueError(f"{folder} has no {part.name}/ folder; {_advice(folder, held)}")
     classes = _class_names(trained, folder)
     odd = sorted(set(classes) ^ set(_class_names(tested, folder)))
     if odd:
@@ -131,17 +129,34 @@ def _read_folder(folder: Path, size: int | None) -> tuple[Split, Split, list[str
     return _list_images(trained, classes, size, folder), _list_images(tested, classes, size, folder), classes
 
 
+def _advice(folder: Path, held: list[str]) -> str:
+    """Say what a folder that holds these folders, and lacks a part, may be meant to be."""
+    nested = [folder / name for name in held if (folder / name / "train").is_dir()]
+    if nested:
+        return f"give {nested[0]}, which has train/"
+    if "train" in held:
+        return f"rename the folder of the test images, or give {folder / 'train'} with test_share=0.2 to divide it"
+    if PARTS & set(held):
+        return "a folder named train/, test/ or val/ is taken for a part and not for a class"
+    return f"it takes {LAYOUT}"
+
+
 def _entries(folder: Path, root: Path) -> list[Path]:
-    """List a folder by name, without what is hidden; a link may not lead out of the dataset's root."""
+    """List a folder by name, but for what is hidden; a link may not lead out of the dataset's root."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+        if _is_hidden(entry.name):
             continue
         path = Path(entry.path)
         if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{path} is a link that leads out of the dataset; put the files themselves there")
         found.append(path)
     return found
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the dataset's; an archive made on a Mac brings __MACOSX along."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _images(folder: Path, root: Path) -> list[Path]:
