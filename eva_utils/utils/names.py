@@ -14,10 +14,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
         known: the names there are.
     """
     known = list(known)
-    whole = (
-        [] if "." in str(name) else [other for other in known if "." not in other]
-    )  # layer3 for layer4, not layer3.4
-    near = [found for names in (whole, known) for found in difflib.get_close_matches(str(name).lower(), names, n=1)]
+    near = difflib.get_close_matches(str(name).lower(), known, n=len(known) or 1)
+    near.sort(key=lambda other: "." in other and "." not in str(name))  # by layer4 layer3 is meant, not layer3.4
     hint = f"; did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(known) if len(known) <= 12 else ", ".join([*known[:10], "…"])
     return ValueError(f"unknown {kind} {name!r}: choose one of {listed}{hint}")
