@@ -31,6 +31,7 @@ from .utils.checks import (
     check_warmup,
     trainable_parameters,
     warn_of_swapped_loaders,
+    warn_of_trained,
 )
 from .utils.history import History, describe_run
 from .utils.lock import locked
@@ -318,6 +319,7 @@ def fit(
             "seed": seed,
             "precision": how["precision"],
             "processes": processes.count(),
+            "trained_before": unwrap(model) in disk.TRAINED,
             **hardware(place),
         }
         history = History(settings=settings)
@@ -339,6 +341,7 @@ def fit(
             disk.check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
+            warn_of_trained(settings["trained_before"])
         warn_of_swapped_loaders(train_loader, test_loader)
         warn_of_unused_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
         trained = held.enter_context(processes.parallel(model))
@@ -348,6 +351,7 @@ def fit(
             seed_everything((seed + processes.rank()) % 2**32)
         if saved and folder:
             restore_state(saved, parts, generators)
+            disk.TRAINED.add(parts["model"])
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
             if first:
@@ -378,6 +382,7 @@ def fit(
                 if stepped is None:
                     _step(scheduler, row)
                 finished = copy_states(parts)
+                disk.TRAINED.add(parts["model"])
                 history.rows.append(row)
                 if folder:
                     state = collect_state(epoch, parts, generators, history)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from eva_utils import main as engine
 from eva_utils.utils import checks
+from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.lock import locked
 from eva_utils.utils.optim import one_cycle
@@ -31,6 +32,7 @@ def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):
         fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:the model is tested")
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), MemoryError()]
 )
@@ -248,10 +250,31 @@ def test_loaders_that_seem_swapped_are_warned_of(tiny_net):
         with pytest.warns(UserWarning, match=r"seem to be swapped; .* fit\(model, data\.train, data\.test\)"):
             engine.fit(model, train, test, epochs=1, **QUIET)
     drawn = DataLoader(SAMPLES, batch_sampler=[[0, 3], [5, 1]])  # an order that is not known
-    for train, test in ((SHUFFLED, IN_ORDER), (IN_ORDER, IN_ORDER), (SHUFFLED, SHUFFLED), (drawn, SHUFFLED)):
+    ordered = DataLoader(random_batches(8, seed=4), batch_size=8)
+    for train, test in ((SHUFFLED, IN_ORDER), (IN_ORDER, ordered), (drawn, SHUFFLED)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            engine.fit(tiny_net, train, test, epochs=1, **QUIET)
+            engine.fit(TinyNet(), train, test, epochs=1, **QUIET)
+
+
+def test_images_that_are_trained_and_tested_on_are_warned_of(tiny_net):
+    data = load_data("shapes", limit=10)
+    for model, train, test in ((TinyNet(10), data.train, data.train), (tiny_net, IN_ORDER, IN_ORDER)):
+        with pytest.warns(UserWarning, match="tested on the images it trains on.*pass data.test"):
+            engine.fit(model, train, test, epochs=1, **QUIET)
+
+
+def test_a_model_that_trains_on_is_warned_of_and_the_record_says_so(tiny_net, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = fit(tiny_net, [(IMAGES, LABELS)], checkpoint=tmp_path / "run")
+        longer = fit(tiny_net, [(IMAGES, LABELS)], checkpoint=tmp_path / "run", resume=True, epochs=2)
+        fit(TinyNet(), [(IMAGES, LABELS)])
+    assert not first.settings["trained_before"] and not longer.settings["trained_before"]
+    for model in (tiny_net, load_weights(TinyNet(), tmp_path / "run")):
+        with pytest.warns(UserWarning, match="has the weights of an earlier run.*build a new model"):
+            again = fit(model, [(IMAGES, LABELS)])
+        assert again.settings["trained_before"]
 
 
 def test_of_a_loader_is_known_whether_it_shuffles():

@@ -1,5 +1,6 @@
 import pickle
 import shutil
+import warnings
 
 import cv2
 import numpy as np
@@ -109,6 +110,7 @@ def make_cifar10(root, archive=False):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:of . of 10 classes")
 def test_cifar10_is_read_from_its_own_format(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
@@ -174,14 +176,16 @@ def test_a_folder_laid_out_otherwise_is_refused(image_folder):
 
 def test_a_folder_without_its_parts_is_told_what_it_lacks(image_folder):
     (image_folder.parent / "runs").mkdir()
-    with pytest.raises(ValueError, match=r"has no train/ folder; give .*images, which has train/$"):
+    with pytest.raises(
+        ValueError, match=r"has no train/ folder and holds images/, runs/; give .*images, which has train/$"
+    ):
         D.load_data(image_folder.parent)
     with pytest.raises(
         ValueError, match=r"runs has no train/ folder; it takes train/<class>/ with test/<class>/ or val"
     ):
         D.load_data(image_folder.parent / "runs")
     (image_folder / "test").rename(image_folder / "valid")
-    advice = r"has no test/ folder; rename the folder of the test images, or give .*train with test_share=0\.2"
+    advice = r"has no test/ folder and holds train/, valid/; rename the folder .* or give .*train with test_share=0\.2"
     with pytest.raises(ValueError, match=advice):
         D.load_data(image_folder)
     for part in ("train", "valid"):  # images of no class
@@ -223,13 +227,32 @@ def test_classes_without_parts_are_divided_by_a_share(image_folder):
     (classes / "owl").rename(classes / "test")
     shutil.copy(classes / "cat" / "00.png", classes / "test")
     with pytest.raises(
-        ValueError, match="has no train/ folder; a folder named train/, test/ or val/ is taken for a part"
+        ValueError, match="holds cat/, dog/, test/; a folder named train/, test/ or val/ is taken for a part"
     ):
         D.load_data(classes, test_share=0.2)
     shutil.rmtree(classes / "test")
     shutil.rmtree(classes / "dog")
     with pytest.raises(ValueError, match="train has only the class 'cat'; put the images of each of two classes"):
         D.load_data(classes, test_share=0.2)
+
+
+def test_files_of_a_kind_that_is_not_read_are_warned_of(image_folder):
+    cats = image_folder / "test" / "cat"
+    for name in ("a.heic", "b.HEIC", "c", "notes.txt", ".DS_Store", "Thumbs.db"):
+        (cats / name).touch()
+    with pytest.warns(
+        UserWarning, match=r"cat are left out: 2 \.heic, 1 without a suffix; make \.jpg or \.png"
+    ) as caught:
+        assert len(D.load_data(image_folder).test.labels) == 5
+    assert len(caught) == 1
+
+
+def test_classes_without_an_image_are_warned_of(image_folder):
+    with pytest.warns(UserWarning, match="of 1 of 2 classes there is no test image, 'dog' for one: it has too few, or"):
+        assert D.load_data(image_folder, test_share=0.07).test.labels.tolist() == [0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        D.load_data(image_folder, test_share=0.2)
 
 
 def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_path):

@@ -252,6 +252,7 @@ def test_the_log_is_the_assignments(tiny_net, loaders):
     assert re.fullmatch(r"Test set: Average loss: \d\.\d{4}, Accuracy: \d+/13 \(\d+\.\d\d%\)", lines[2])
 
 
+@pytest.mark.filterwarnings("ignore:the model has the weights")
 def test_silence(tiny_net, loaders, capsys):
     engine.fit(tiny_net, *loaders, epochs=1, **QUIET)
     engine.train(tiny_net, loaders[0], torch.optim.SGD(tiny_net.parameters(), lr=0.1), log=None)
@@ -314,6 +315,7 @@ def test_precision_reaches_the_convolutions(precision, loaders):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.filterwarnings("ignore:the model has the weights")
 def test_optimizer_and_scheduler_go_back_with_the_weights(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05, momentum=0.9)
     scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, epochs=5, steps_per_epoch=3)

@@ -92,6 +92,17 @@ def test_the_readme_says_what_the_run_recorded(run, data):
     assert "chosen on the test images themselves" in text
 
 
+def test_weights_of_an_earlier_run_are_told(tmp_path, data):
+    model, _ = train_one(tmp_path / "first", data, epochs=1)
+    fit = {"optimizer": SGD(model.parameters(), lr=0.05), "checkpoint": tmp_path / "second", "log": None}
+    with pytest.warns(UserWarning, match="weights of an earlier run"):
+        engine.fit(model, data.train, data.test, epochs=1, **fit)
+    told = "| weights at the start | those of an earlier run |"
+    for run, expected in (("first", False), ("second", True)):
+        text = write_report(tmp_path / run, model, data).path.read_text(encoding="utf-8")
+        assert (told in text) == expected
+
+
 def test_plus_minus_is_wilsons():
     assert plus_minus(90, 10_000) == pytest.approx(0.588, abs=1e-3)
     assert plus_minus(50, 100) == pytest.approx(100 * 1.96 / 1.038416 * (0.0025 + 0.00009604) ** 0.5)
@@ -219,6 +230,7 @@ def own_data():
     return SimpleNamespace(train=loader, test=loader, classes=["minus", "plus"], mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
+@pytest.mark.filterwarnings("ignore:the model is tested")
 def test_no_mistakes_to_show(tmp_path, own_data):
     model = Sign()
     fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
@@ -251,6 +263,7 @@ def test_escaped_text_is_shown_as_it_is(name):
     assert not re.search(r"<(?!/?(table|thead|tbody|tr|th|td)>)", shown)
 
 
+@pytest.mark.filterwarnings("ignore:the model is tested")
 def test_class_names_inject_nothing(tmp_path, own_data):
     own_data.classes = [NASTY, "$x$ **bold**"]
     model = Sign()

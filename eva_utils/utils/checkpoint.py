@@ -14,6 +14,7 @@ import io
 import os
 import re
 import struct
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,10 @@ _SEAL_BYTES = len(_MARK) + 64
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
 _BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False, "processes": 1}
+
+
+# Models that got weights of a run from `fit` or `load_weights` in this process.
+TRAINED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 class DamagedFileError(ValueError):
@@ -132,6 +137,7 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
             f"{path} does not fit this {type(model_itself).__name__}: {problem}; build the model that was trained"
         )
     model_itself.load_state_dict(weights)
+    TRAINED.add(model_itself)
     return model
 
 

@@ -77,11 +77,28 @@ def is_shuffled(loader: Any) -> bool | None:
 
 
 def warn_of_swapped_loaders(train_loader: Any, test_loader: Any) -> None:
-    """Warn if the training images come in order and the test images shuffled."""
+    """Warn if the training images come in order and the test images shuffled, or if they are the same images."""
     if is_shuffled(train_loader) is False and is_shuffled(test_loader):
         warnings.warn(
             "the training loader keeps its order and the test loader shuffles, so they seem to be swapped; "
             "fit takes the training loader first, fit(model, data.train, data.test)",
+            stacklevel=3,
+        )
+    images = getattr(train_loader, "fingerprint", None)
+    if train_loader is test_loader or (images and images == getattr(test_loader, "fingerprint", None)):
+        warnings.warn(
+            "the model is tested on the images it trains on, so its accuracy says nothing of new ones; pass data.test, "
+            "or data.validation, as the second loader",
+            stacklevel=3,
+        )
+
+
+def warn_of_trained(trained: bool) -> None:
+    """Warn if a run begins with the weights of an earlier one."""
+    if trained:
+        warnings.warn(
+            "the model has the weights of an earlier run, and this one trains on from there; build a new model for a "
+            "run from scratch",
             stacklevel=3,
         )
 

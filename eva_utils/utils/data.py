@@ -1,5 +1,6 @@
 """Datasets to loaders: where the images come from, their mean, standard deviation and class names."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,14 @@ def load_data(
     splits = [_pick(train, kept.nonzero().flatten()), _pick(train, held), test]
     if limit is not None:
         splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
+    for name, (_, labels) in zip(("training", "test"), (splits[0], splits[2]), strict=True):
+        absent = [classes[label] for label in range(len(classes)) if not (labels == label).any()]
+        if absent:
+            warnings.warn(
+                f"of {len(absent)} of {len(classes)} classes there is no {name} image, {absent[0]!r} for one: it has "
+                "too few, or limit= or test_share= is too small",
+                stacklevel=2,
+            )
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
     fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
     if not fits and size is not None and isinstance(train[0], Tensor):

@@ -150,6 +150,7 @@ def _parameters(record: dict) -> str:
         ("gradient clipping", _if_set("norm", settings.get("clip"))),
         ("loss", settings["criterion"]["class"] + smoothing(settings["criterion"])),
         ("model", f"{settings['model']}, {settings['parameters']:,} parameters"),
+        *[("weights at the start", "those of an earlier run")] * bool(settings.get("trained_before")),
         ("precision", settings["precision"]),
         (
             "seed",

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from .tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 SOURCES = ("shapes", *TORCHVISION)
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+NO_IMAGES = {".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml"}
 PARTS = {"train", "test", "val"}
 LAYOUT = "train/<class>/ with test/<class>/ or val/<class>/, or <class>/ alone with test_share="
 
@@ -119,7 +121,8 @@ def _read_folder(folder: Path, size: int | None) -> tuple[Split, Split, list[str
         if part.is_symlink() and not part.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{part} is a link that leads out of the dataset; put the folder itself there")
         if not part.is_dir():
-            raise ValueError(f"{folder} has no {part.name}/ folder; {_advice(folder, held)}")
+            found = f" and holds {', '.join(f'{name}/' for name in held[:5])}" if held else ""
+            raise ValueError(f"{folder} has no {part.name}/ folder{found}; {_advice(folder, held)}")
     classes = _class_names(trained, folder)
     odd = sorted(set(classes) ^ set(_class_names(tested, folder)))
     if odd:
@@ -164,6 +167,17 @@ def _images(folder: Path, root: Path) -> list[Path]:
     return [path for path in _entries(folder, root) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
+def _warn_of_others(folder: Path, root: Path) -> None:
+    """Warn of files that may be images of a kind that is not read."""
+    kinds = Counter(path.suffix.lower() for path in _entries(folder, root) if path.is_file())
+    others = {kind: count for kind, count in kinds.items() if kind not in IMAGE_SUFFIXES | NO_IMAGES}
+    if others:
+        named = ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in others.items())
+        warnings.warn(
+            f"files of {folder} are left out: {named}; make .jpg or .png files of them if they are images", stacklevel=5
+        )
+
+
 def _class_names(folder: Path, root: Path) -> list[str]:
     names = [path.name for path in _entries(folder, root) if path.is_dir()]
     if len(names) < 2:
@@ -180,6 +194,7 @@ def _list_images(folder: Path, classes: list[str], size: int | None, root: Path)
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = _images(folder / name, root)
+        _warn_of_others(folder / name, root)
         if not found:
             raise ValueError(f"{folder / name} has no image; add some or remove the folder")
         paths += found
