@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 import warnings
 
 import matplotlib
@@ -141,14 +142,14 @@ def records(data, count, asked=None):
     made = []
     for index in range(count):
         target = index % 10
-        image = torch.randn(3, 32, 32, generator=generator)
+        image = 2 * torch.rand(3, 32, 32, generator=generator) - 1  # of every data's colours
         made.append(Record(index + 7, image, target, (target + 1) % 10, 0.5 + index / 100))
     return Records(made, "misclassified", asked or count, count)
 
 
 def records_of(model, count, right=False):
     """Records of random images that hold what the model says of them."""
-    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
+    images = 2 * torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(count)) - 1
     with torch.no_grad():
         said = copy.deepcopy(model).eval()(images).argmax(1)
     predictions = predict(model, [(images, said if right else (said + 1) % 10)], precision="float32")
@@ -297,6 +298,19 @@ def test_records_of_another_model_are_warned_of(data):
     expected = rf"hold: of image #{shown[most].index} '{name}' with {now:.0f}% and not {before:.0f}%; predict anew if"
     with pytest.warns(UserWarning, match=expected):
         plotting.plot_gradcam(other, shown, data, layers=["layer2"])
+
+
+def test_data_of_other_colours_is_warned_of(data):
+    other = types.SimpleNamespace(classes=data.classes, mean=(0.1, 0.5, 0.9), std=(0.25, 0.25, 0.25))
+    shown = records(data, 3)
+    low = min(float(record.image[0].min()) for record in shown) * 0.25 + 0.1
+    high = max(float(record.image[2].max()) for record in shown) * 0.25 + 0.9
+    with pytest.warns(UserWarning, match=rf"pixels run from {low:.2f} to {high:.2f} and not from 0 to 1"):
+        plotting.plot_images(shown, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plotting.plot_images(shown, data)
+        plotting.plot_images([], data)
 
 
 def test_the_confusion_matrix_is_that_of_the_predictions(data):

@@ -388,6 +388,14 @@ def _check_figure_arguments(records: Any, data: Any) -> None:
             f"a record names class {highest} and the data has {len(data.classes)} classes; pass the data it is of, and "
             "build and train the model with num_classes=len(data.classes)"
         )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    pixels = [value for record in records for value in (record.image * std + mean).aminmax()]
+    if pixels and (min(pixels) < -0.05 or max(pixels) > 1.05):
+        warnings.warn(
+            f"by this data's mean and std pixels run from {min(pixels):.2f} to {max(pixels):.2f} and not from 0 "
+            "to 1, so colours and class names may be wrong; pass the data that the predictions are of",
+            stacklevel=3,
+        )
 
 
 def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], classes: Sequence[str]) -> None:
@@ -395,7 +403,7 @@ def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], class
     held = torch.tensor([record.confidence for record in records])
     now = probabilities[range(len(records)), [record.predicted for record in records]]
     place = int((now - held).abs().argmax())
-    if abs(now[place] - held[place]) > 0.1:  # half precision differs by less
+    if abs(now[place] - held[place]) > 0.05:  # half precision differs by less
         record = records[place]
         warnings.warn(
             f"the model no longer says what the records hold: of image #{record.index} {classes[record.predicted]!r} "
