@@ -149,6 +149,14 @@ def test_outputs_that_no_label_names_are_warned_of(outputs, in_test, recwarn):
     assert not said or said[0].startswith("the model has 5 outputs and the labels 4 classes; the figures")
 
 
+def test_labels_that_come_up_late_are_refused_at_once(tiny_net):
+    """On a GPU a label without an output would end every later call, not only the run."""
+    images, labels = torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10) // 2
+    loader = Loader(images, labels, normalized((0.5,) * 3, (0.2,) * 3), batch_size=2)
+    with pytest.raises(ValueError, match="has 4 outputs and the labels 5 classes; build it with num_classes=5"):
+        fit(tiny_net, loader)
+
+
 @pytest.mark.parametrize(
     ("criterion", "logits"),
     [(nn.NLLLoss(), torch.full((2, 3), float("nan"))), (nn.NLLLoss(), torch.randn(2, 3).log_softmax(1))],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -319,12 +320,25 @@ def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, mes
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.filterwarnings("ignore:the run was trained in bfloat16")
 def test_the_recorded_precision_is_taken_up_again(tmp_path):
     make_run(epochs=1, checkpoint=tmp_path, precision="bfloat16")
     _, history = make_run(epochs=2, checkpoint=tmp_path, precision="auto", resume=True)
     assert history.settings["precision"] == "bfloat16"
 
 
+def test_a_precision_that_this_machine_emulates_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("eva_utils.utils.runtime._cpu_computes_bfloat16", lambda: False)
+    make_run(epochs=1, checkpoint=tmp_path, precision="bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_run(epochs=1, checkpoint=tmp_path, precision="auto", resume=True)
+        make_run(epochs=2, checkpoint=tmp_path, precision="bfloat16", resume=True)
+    with pytest.warns(UserWarning, match="trained in bfloat16, which this machine has no instructions for"):
+        make_run(epochs=3, checkpoint=tmp_path, precision="auto", resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:the run was trained in bfloat16")
 def test_a_finished_run_of_a_gpu_is_loaded_where_its_precision_is_missing(tmp_path):
     model, history = make_run(epochs=1, checkpoint=tmp_path)
     state = disk.load_verified(tmp_path / "epoch-0001.pt")

@@ -136,11 +136,15 @@ def warn_of_softmax(outputs: Tensor) -> None:
         )
 
 
-def warn_of_unused_outputs(outputs: int, *loaders: Any) -> None:
-    """Warn if a model has more outputs than the labels of `load_data`'s loaders have classes."""
+def check_outputs(outputs: int, *loaders: Any) -> None:
+    """Raise ValueError if a label of `load_data`'s loaders has no output of the model; warn of unused outputs."""
     labels = [getattr(loader, "labels", None) for loader in loaders]
     known = [int(part.max()) + 1 for part in labels if isinstance(part, Tensor)]
     classes = max(known, default=outputs)
+    if outputs < classes:
+        raise ValueError(
+            f"the model has {outputs} outputs and the labels {classes} classes; build it with num_classes={classes}"
+        )
     if len(known) == len(loaders) and outputs > classes:
         warnings.warn(
             f"the model has {outputs} outputs and the labels {classes} classes; the figures and the report want as "

@@ -1,6 +1,7 @@
 """The state of a run between two epochs: everything that shapes the epochs to come."""
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -34,7 +35,14 @@ def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.
         if saved["epoch"] >= epochs:
             return torch.float32
         raise ValueError("cannot resume: the run was trained in float16; resume it on a CUDA device, or start another")
-    return pick_precision(precision, device)
+    dtype = pick_precision(precision, device)
+    if dtype == torch.bfloat16 != pick_precision("auto", device) and saved["epoch"] < epochs:
+        warnings.warn(
+            "the run was trained in bfloat16, which this machine has no instructions for and emulates slowly; resume "
+            "it on one that has",
+            stacklevel=3,
+        )
+    return dtype
 
 
 def collect_state(epoch: int, parts: dict[str, Any], generators: list[torch.Generator], history: History) -> dict:
