@@ -164,7 +164,7 @@ def make_parts(args: argparse.Namespace, data: Data | None = None):
     place = pick_device(args.device)
     optimizer = make_optimizer(
         args.optimizer,
-        model.to(place),
+        model.to(place) if data else model,  # before the data each of several processes has no GPU of its own yet
         lr=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,

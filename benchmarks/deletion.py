@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--images", type=int, default=2000)
     args = parser.parse_args()
 
-    data = eva.load_data(args.data, limit=args.images)
+    data = eva.load_data(args.data, limit=args.images, device="cpu")
     options = {"standardize": True} if args.standardize else {}
     model = eva.load_weights(eva.create_model(args.model, num_classes=len(data.classes), **options), args.run)
     cam = GradCAM(model, args.layer and [args.layer])

@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -18,9 +19,9 @@ from .utils.batches import (
     check_labels,
     check_logits,
     check_loss,
+    check_outputs,
     failure_explained,
     warn_of_softmax,
-    warn_of_unused_outputs,
 )
 from .utils.checks import (
     check_averaging,
@@ -37,7 +38,7 @@ from .utils.history import History, describe_run
 from .utils.lock import locked
 from .utils.meter import FirstBad, Meter, Score
 from .utils.mirror import check_mirror, copy_run, restore_run
-from .utils.optim import MovingAverage, Warmup
+from .utils.optim import MovingAverage, Warmup, fill_momentum
 from .utils.progress import ProgressBar
 from .utils.runtime import (
     autocast,
@@ -103,6 +104,8 @@ def train(
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     check_averaging(None, clip)
+    if scaler.is_enabled():
+        fill_momentum(optimizer)
     meter, first_bad, shared = Meter(place), FirstBad(place), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
@@ -343,7 +346,7 @@ def fit(
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
         warn_of_swapped_loaders(train_loader, test_loader)
-        warn_of_unused_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
+        check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
         trained = held.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested): tested}.values():
             held.enter_context(compiled(module, compile))
@@ -391,6 +394,8 @@ def fit(
                         if second is not None:
                             copy_run(folder, second, say)
         except BaseException as error:
+            if _is_lack_of_memory(error):  # a notebook keeps the error, and with it the batch's tensors
+                traceback.clear_frames(error.__traceback__)
             for name, part in parts.items():
                 part.load_state_dict(finished[name])
             optimizer.zero_grad()
@@ -403,11 +408,15 @@ def fit(
         return history
 
 
+def _is_lack_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def _explain(error: BaseException, epoch: int, loader: Any) -> None:
     """Put the epoch into the message of a loss that is not finite, and a smaller batch into one of lack of memory."""
     if isinstance(error, FloatingPointError):
         error.args = (f"epoch {epoch}: {error}",)
-    elif isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    elif _is_lack_of_memory(error):
         size = getattr(loader, "batch_size", None)
         advice = "this large; try smaller images"
         if isinstance(size, int) and size > 1:

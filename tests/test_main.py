@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils.data import load_data
+from eva_utils.utils.optim import MovingAverage
 from eva_utils.utils.runtime import seed_everything
 
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -447,7 +448,8 @@ def test_cuda_waits_do_not_grow_with_the_batches(tiny_net):
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                engine.train(tiny_net, batches, optimizer, log=None, device="cuda")
+                average = MovingAverage(tiny_net, 0.9)
+                engine.train(tiny_net, batches, optimizer, log=None, device="cuda", precision="bfloat16", ema=average)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchronizing" in str(warning.message) for warning in caught))

@@ -1,7 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from eva_utils import main as engine
 from eva_utils.utils.optim import MovingAverage, Warmup, learning_rates, make_optimizer, one_cycle, param_groups
 
 
@@ -126,6 +128,42 @@ def test_rates_that_cannot_be_known_are_refused():
     ):
         learning_rates(scheduler, 61)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1) and min(learning_rates(scheduler, 60)) > 0
+
+
+def test_the_moving_average_is_that_of_torch():
+    model, decay = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 0.3
+    ours = MovingAverage(model, decay)
+    torchs = AveragedModel(model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    for step in range(12):
+        model(torch.randn(5, 3, 8, 8)).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        ours.update_parameters(model)
+        torchs.multi_avg_fn = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+        torchs.update_parameters(model)
+        assert int(ours.n_averaged) == step + 1
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(ours.module.state_dict().values(), torchs.module.state_dict().values(), strict=True)
+        if one.is_floating_point()
+    )
+
+
+def test_fused_momentum_outlives_a_first_step_that_overflows():
+    """Torch leaves its buffers unset then; memory that is not set holds NaN here, so that it shows."""
+    weights = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for fused in (False, True):
+            torch.manual_seed(0)
+            model, scaler = nn.Linear(3, 2), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+            images, labels = 20 * torch.randn(8, 3), torch.arange(8) % 2
+            engine.train(model, [(images, labels)] * 20, optimizer, scaler=scaler, precision="float32", log=None)
+            assert 2.0**100 < scaler.get_scale() < 2.0**127  # steps were left out, and others made
+            weights.append(model.weight.detach())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(*weights)
 
 
 def test_the_moving_average_copies_whole_numbers():

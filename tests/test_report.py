@@ -230,7 +230,6 @@ def own_data():
     return SimpleNamespace(train=loader, test=loader, classes=["minus", "plus"], mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-@pytest.mark.filterwarnings("ignore:the model is tested")
 def test_no_mistakes_to_show(tmp_path, own_data):
     model = Sign()
     fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
@@ -263,7 +262,6 @@ def test_escaped_text_is_shown_as_it_is(name):
     assert not re.search(r"<(?!/?(table|thead|tbody|tr|th|td)>)", shown)
 
 
-@pytest.mark.filterwarnings("ignore:the model is tested")
 def test_class_names_inject_nothing(tmp_path, own_data):
     own_data.classes = [NASTY, "$x$ **bold**"]
     model = Sign()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from .batches import check_batch, check_labels, check_logits, check_loss, failure_explained
 from .checks import check_fit, check_loader, check_real, check_whole
-from .optim import rate_shares
+from .optim import fill_momentum, rate_shares
 from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
 from .state import own_generators
 
@@ -85,6 +85,8 @@ def lr_find(
     if isinstance(criterion, nn.Module):
         criterion = copy.deepcopy(criterion).to(place)
     scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+    if scaler.is_enabled():
+        fill_momentum(optimizer)
     rates: list[float] = []
     losses: list[float] = []
     first = smooth = lowest = math.inf

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -171,13 +172,33 @@ class MovingAverage(AveragedModel):
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:
-        steps = int(self.n_averaged)
-        self.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
-        model = unwrap(model)
-        super().update_parameters(model)
-        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            if not ours.is_floating_point():
-                ours.copy_(theirs)
+        """Take in the weights of a model; on a GPU without waiting for it, as torch's own way does."""
+        steps, model = int(self.n_averaged), unwrap(model)
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
+        averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        with torch.no_grad():
+            for part in ("parameters", "buffers"):
+                for ours, theirs in zip(getattr(self.module, part)(), getattr(model, part)(), strict=True):
+                    if steps and ours.is_floating_point():
+                        averaged[0].append(ours.detach())
+                        averaged[1].append(theirs.detach())
+                    else:
+                        ours.copy_(theirs)
+            if averaged[0]:
+                average(*averaged, self.n_averaged)
+            self.n_averaged += 1
+
+
+def fill_momentum(optimizer: optim.Optimizer) -> None:
+    """Give fused SGD momentum of 0 before its first step.
+
+    Torch takes the buffers as they come from memory if that step overflows in float16 and is left out.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, optim.SGD) else ():
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def make_optimizer(

@@ -189,7 +189,7 @@ def predict(
             with explained, autocast(place, dtype):
                 logits = model(move_images(images, place, dtype))
             check_logits(logits, images)
-            outputs.append(logits.float())
+            outputs.append(logits.float().clone())  # a CUDA graph writes over its own
             targets.append(labels)
     if not outputs:
         raise ValueError("the loader is empty; it must yield at least one batch of (images, labels)")

@@ -126,7 +126,7 @@ def weight(samples: int) -> Tensor:
 
     Gradients are averaged over the processes whatever their samples: this is samples / (all samples / processes).
     """
-    total = add_up(torch.tensor(float(samples), device=device()))
+    total = add_up(torch.full((), float(samples), device=device()))  # filled on the device, without waiting for it
     return samples * count() / total
 
 
