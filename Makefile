@@ -8,7 +8,7 @@ BIN := .venv/bin
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
 
-demo: .venv/installed ## Train on the embedded shapes and write runs/demo (about two minutes on two cores)
+demo: .venv/installed ## Train on the embedded shapes and write runs/demo (two minutes on two cores with bfloat16)
 	rm -rf runs/demo
 	$(BIN)/python main.py --data shapes --model small_resnet --epochs 8 --lr 0.1 --out runs/demo
 
