@@ -61,8 +61,8 @@ def load_data(
     Args:
         source: "shapes" (embedded, drawn in seconds); "cifar10", "cifar100", "mnist" or "fashion_mnist"
             (downloaded to `root` once; grey images become three equal channels); a folder with images under
-            train/<class>/ and test/<class>/ (val/<class>/ where there is no test/), or under <class>/ alone, for
-            `test_share` to divide; or TinyImageNet's as its archive unpacks.
+            train/<class>/ and test/<class>/ (val/<class>/ where there is no test/, else val/ is left out), or under
+            <class>/ alone, for `test_share` to divide; or TinyImageNet's as its archive unpacks.
         root: where downloads are kept, and where a folder is looked for that is not in the current one.
         batch_size: images in a batch; the last may be smaller.
         recipe: augmentation of the training images, see `eva_utils.utils.transforms.train_transform`;
