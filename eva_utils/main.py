@@ -322,7 +322,7 @@ def fit(
             "seed": seed,
             "precision": how["precision"],
             "processes": processes.count(),
-            "trained_before": unwrap(model) in disk.TRAINED,
+            "trained_before": disk.is_trained(unwrap(model)),
             **hardware(place),
         }
         history = History(settings=settings)
@@ -333,6 +333,7 @@ def fit(
             "scaler": scaler,
         }
         tested = model
+        held.callback(lambda: disk.note_trained(parts["model"]) if history.rows else None)  # after the average is in
         if ema is not None:
             parts["ema"] = MovingAverage(model, ema)
             tested = parts["ema"].module
@@ -354,7 +355,6 @@ def fit(
             seed_everything((seed + processes.rank()) % 2**32)
         if saved and folder:
             restore_state(saved, parts, generators)
-            disk.TRAINED.add(parts["model"])
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
             if first:
@@ -385,7 +385,6 @@ def fit(
                 if stepped is None:
                     _step(scheduler, row)
                 finished = copy_states(parts)
-                disk.TRAINED.add(parts["model"])
                 history.rows.append(row)
                 if folder:
                     state = collect_state(epoch, parts, generators, history)

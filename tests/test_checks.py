@@ -1,5 +1,6 @@
 """Arguments that do not fit get one sentence, before any work."""
 
+import copy
 import re
 import shutil
 import subprocess
@@ -276,10 +277,20 @@ def test_a_model_that_trains_on_is_warned_of_and_the_record_says_so(tiny_net, tm
         longer = fit(tiny_net, [(IMAGES, LABELS)], checkpoint=tmp_path / "run", resume=True, epochs=2)
         fit(TinyNet(), [(IMAGES, LABELS)])
     assert not first.settings["trained_before"] and not longer.settings["trained_before"]
-    for model in (tiny_net, load_weights(TinyNet(), tmp_path / "run")):
+    for model in (copy.deepcopy(tiny_net), load_weights(TinyNet(), tmp_path / "run"), tiny_net):
         with pytest.warns(UserWarning, match="has the weights of an earlier run.*build a new model"):
             again = fit(model, [(IMAGES, LABELS)])
         assert again.settings["trained_before"]
+    averaged = TinyNet()
+    start = copy.deepcopy(averaged.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(averaged, [(IMAGES, LABELS)], ema=0.5)
+        trained = copy.deepcopy(averaged)
+        averaged.load_state_dict(start)  # as one who compares optimizers does
+        fit(averaged, [(IMAGES, LABELS)])
+    with pytest.warns(UserWarning, match="has the weights of an earlier run"):
+        fit(trained, [(IMAGES, LABELS)])
 
 
 def test_of_a_loader_is_known_whether_it_shuffles():

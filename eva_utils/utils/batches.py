@@ -138,12 +138,13 @@ def warn_of_softmax(outputs: Tensor) -> None:
 
 def check_outputs(outputs: int, *loaders: Any) -> None:
     """Raise ValueError if a label of `load_data`'s loaders has no output of the model; warn of unused outputs."""
-    labels = [getattr(loader, "labels", None) for loader in loaders]
+    labels = [loader.labels if hasattr(loader, "fingerprint") else None for loader in loaders]
     known = [int(part.max()) + 1 for part in labels if isinstance(part, Tensor)]
     classes = max(known, default=outputs)
     if outputs < classes:
         raise ValueError(
-            f"the model has {outputs} outputs and the labels {classes} classes; build it with num_classes={classes}"
+            f"the model has {outputs} outputs and there are labels up to {classes - 1}; build it with "
+            "num_classes=len(data.classes)"
         )
     if len(known) == len(loaders) and outputs > classes:
         warnings.warn(

@@ -14,7 +14,6 @@ import io
 import os
 import re
 import struct
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +32,7 @@ _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base
 _BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False, "processes": 1}
 
 
-# Models that got weights of a run from `fit` or `load_weights` in this process.
-TRAINED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_TRAINED: set[str] = set()  # digests of the weights that runs left or `load_weights` loaded, in this process
 
 
 class DamagedFileError(ValueError):
@@ -137,8 +135,25 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
             f"{path} does not fit this {type(model_itself).__name__}: {problem}; build the model that was trained"
         )
     model_itself.load_state_dict(weights)
-    TRAINED.add(model_itself)
+    note_trained(model_itself)
     return model
+
+
+def note_trained(model: nn.Module) -> None:
+    """Remember a model's weights as those of a run."""
+    _TRAINED.add(_digest(model))
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether a model has weights that a run left or `load_weights` loaded, in this process."""
+    return _digest(model) in _TRAINED
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:

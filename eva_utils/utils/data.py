@@ -118,9 +118,10 @@ def load_data(
     for name, (_, labels) in zip(("training", "test"), (splits[0], splits[2]), strict=True):
         absent = [classes[label] for label in range(len(classes)) if not (labels == label).any()]
         if absent:
+            causes = "validation= or test_share= too large" if name == "training" else "test_share= too small"
             warnings.warn(
-                f"of {len(absent)} of {len(classes)} classes there is no {name} image, {absent[0]!r} for one: it has "
-                "too few, or limit= or test_share= is too small",
+                f"{len(absent)} of {len(classes)} classes have no {name} image, {absent[0]!r} for one: too few are "
+                f"there, limit= is too small, or {causes}",
                 stacklevel=2,
             )
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))

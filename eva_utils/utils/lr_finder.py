@@ -85,14 +85,14 @@ def lr_find(
     if isinstance(criterion, nn.Module):
         criterion = copy.deepcopy(criterion).to(place)
     scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
-    if scaler.is_enabled():
-        fill_momentum(optimizer)
     rates: list[float] = []
     losses: list[float] = []
     first = smooth = lowest = math.inf
     shares = rate_shares(optimizer)
     with _as_they_were(model, optimizer, loader), keep_rng(), keep_modes(model):
         model.to(place).train()
+        if scaler.is_enabled():
+            fill_momentum(optimizer)
         for step, batch in enumerate(islice(_endless(loader), steps)):
             images, labels = check_batch(batch, f"batch {step}")
             for group, share in zip(optimizer.param_groups, shares, strict=True):

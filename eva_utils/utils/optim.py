@@ -179,9 +179,9 @@ class MovingAverage(AveragedModel):
         with torch.no_grad():
             for part in ("parameters", "buffers"):
                 for ours, theirs in zip(getattr(self.module, part)(), getattr(model, part)(), strict=True):
-                    if steps and ours.is_floating_point():
+                    if steps and (ours.is_floating_point() or ours.is_complex()):
                         averaged[0].append(ours.detach())
-                        averaged[1].append(theirs.detach())
+                        averaged[1].append(theirs.detach().to(ours.device))
                     else:
                         ours.copy_(theirs)
             if averaged[0]:

@@ -38,7 +38,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         if str(device).startswith(("cuda", "gpu")) and not torch.cuda.is_available():
-            reason = "there is no CUDA GPU; in Colab choose one under Runtime, Change runtime type"
+            reason = f"{reason.rstrip('.')}; in Colab choose a GPU under Runtime, Change runtime type"
         raise ValueError(f"device {str(device)!r} is not usable here ({reason}); leave it out to pick one") from None
     return chosen
 

@@ -66,7 +66,9 @@ def describe_source(source: str | Path, images: Tensor | ImageFiles) -> str:
     if isinstance(images, Tensor):
         named = {"shapes": "shapes, drawn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         return named.get(str(source)) or TORCHVISION[str(source)]
-    suffixes = Counter(path.suffix.lower().lstrip(".").replace("jpeg", "jpg") for path in images.paths)
+    suffixes = Counter(
+        path.suffix.lower().lstrip(".").replace("jpeg", "jpg").replace("jfif", "jpg") for path in images.paths
+    )
     kinds = ", ".join("JPEG-coded" if kind == "jpg" else kind.upper() for kind, _ in suffixes.most_common(3))
     return f"{Path(source).resolve().name}, {kinds} image files"
 
@@ -137,10 +139,10 @@ def _advice(folder: Path, held: list[str]) -> str:
     nested = [folder / name for name in held if (folder / name / "train").is_dir()]
     if nested:
         return f"give {nested[0]}, which has train/"
-    if "train" in held:
+    if "train" in held and not _images(folder / "train", folder):
         return f"rename the folder of the test images, or give {folder / 'train'} with test_share=0.2 to divide it"
     if PARTS & set(held):
-        return "a folder named train/, test/ or val/ is taken for a part and not for a class"
+        return "a folder named train/, test/ or val/ is taken for a part, of classes, and not for a class"
     return f"it takes {LAYOUT}"
 
 
@@ -167,17 +169,6 @@ def _images(folder: Path, root: Path) -> list[Path]:
     return [path for path in _entries(folder, root) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _warn_of_others(folder: Path, root: Path) -> None:
-    """Warn of files that may be images of a kind that is not read."""
-    kinds = Counter(path.suffix.lower() for path in _entries(folder, root) if path.is_file())
-    others = {kind: count for kind, count in kinds.items() if kind not in IMAGE_SUFFIXES | NO_IMAGES}
-    if others:
-        named = ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in others.items())
-        warnings.warn(
-            f"files of {folder} are left out: {named}; make .jpg or .png files of them if they are images", stacklevel=5
-        )
-
-
 def _class_names(folder: Path, root: Path) -> list[str]:
     names = [path.name for path in _entries(folder, root) if path.is_dir()]
     if len(names) < 2:
@@ -192,11 +183,19 @@ def _list_images(folder: Path, classes: list[str], size: int | None, root: Path)
     """List the image files of each class in order of their names."""
     paths: list[Path] = []
     labels: list[int] = []
+    others: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        found = _images(folder / name, root)
-        _warn_of_others(folder / name, root)
+        entries = _entries(folder / name, root)
+        found = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
+        unknown = [path for path in entries if path.suffix.lower() not in IMAGE_SUFFIXES | NO_IMAGES]
+        others.update(path.suffix.lower() or "without a suffix" for path in unknown if path.is_file())
         if not found:
             raise ValueError(f"{folder / name} has no image; add some or remove the folder")
         paths += found
         labels += [label] * len(found)
+    if others:
+        named = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        warnings.warn(
+            f"files of {folder} are left out: {named}; make .jpg or .png files of them if they are images", stacklevel=5
+        )
     return ImageFiles(paths, size), torch.tensor(labels)
