@@ -21,7 +21,7 @@ from .batches import check_classes
 from .checks import check_whole
 from .gradcam import GradCAM, overlay
 from .history import History
-from .transforms import Normalize, denormalize
+from .transforms import Normalize, denormalize, unclamped_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -388,8 +388,7 @@ def _check_figure_arguments(records: Any, data: Any) -> None:
             f"a record names class {highest} and the data has {len(data.classes)} classes; pass the data it is of, and "
             "build and train the model with num_classes=len(data.classes)"
         )
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    pixels = [value for record in records for value in (record.image * std + mean).aminmax()]
+    pixels = [value for record in records for value in unclamped_pixels(record.image, data.mean, data.std).aminmax()]
     if pixels and (min(pixels) < -0.05 or max(pixels) > 1.05):
         warnings.warn(
             f"by this data's mean and std pixels run from {min(pixels):.2f} to {max(pixels):.2f} and not from 0 "

@@ -82,7 +82,12 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Undo `normalize`: images (N, 3, H, W) or (3, H, W) back in [0, 1], for a figure."""
-    return (images * _per_channel(std, images) + _per_channel(mean, images)).clamp(0, 1)
+    return unclamped_pixels(images, mean, std).clamp(0, 1)
+
+
+def unclamped_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo `normalize` as `denormalize` does; by another mean or std than the images' own values leave [0, 1]."""
+    return images * _per_channel(std, images) + _per_channel(mean, images)
 
 
 def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
