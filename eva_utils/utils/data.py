@@ -116,7 +116,8 @@ def load_data(
     if limit is not None:
         splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
     for name, (_, labels) in zip(("training", "test"), (splits[0], splits[2]), strict=True):
-        absent = [classes[label] for label in range(len(classes)) if not (labels == label).any()]
+        counts = labels.bincount(minlength=len(classes)).tolist()
+        absent = [kind for kind, count in zip(classes, counts, strict=True) if not count]
         if absent:
             causes = "validation= or test_share= too large" if name == "training" else "test_share= too small"
             warnings.warn(

@@ -17,7 +17,8 @@ from .tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 SOURCES = ("shapes", *TORCHVISION)
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+JPEG = {".jfif", ".jpeg", ".jpg"}
+IMAGE_SUFFIXES = JPEG | {".bmp", ".gif", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 NO_IMAGES = {".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml"}
 PARTS = {"train", "test", "val"}
 LAYOUT = "train/<class>/ with test/<class>/ or val/<class>/, or <class>/ alone with test_share="
@@ -66,11 +67,8 @@ def describe_source(source: str | Path, images: Tensor | ImageFiles) -> str:
     if isinstance(images, Tensor):
         named = {"shapes": "shapes, drawn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         return named.get(str(source)) or TORCHVISION[str(source)]
-    suffixes = Counter(
-        path.suffix.lower().lstrip(".").replace("jpeg", "jpg").replace("jfif", "jpg") for path in images.paths
-    )
-    kinds = ", ".join("JPEG-coded" if kind == "jpg" else kind.upper() for kind, _ in suffixes.most_common(3))
-    return f"{Path(source).resolve().name}, {kinds} image files"
+    kinds = Counter("JPEG-coded" if path.suffix.lower() in JPEG else path.suffix[1:].upper() for path in images.paths)
+    return f"{Path(source).resolve().name}, {', '.join(kind for kind, _ in kinds.most_common(3))} image files"
 
 
 def _read_torchvision(name: str, root: Path) -> tuple[Split, Split, list[str]]:
