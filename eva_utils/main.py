@@ -31,7 +31,7 @@ from .utils.checks import (
     check_unscheduled,
     check_warmup,
     trainable_parameters,
-    warn_of_swapped_loaders,
+    warn_of_loaders,
     warn_of_trained,
 )
 from .utils.history import History, describe_run
@@ -227,7 +227,8 @@ def fit(
 ) -> History:
     """Train and test for so many epochs and return the record of the run.
 
-    In float32 the weights follow a plain PyTorch loop bit for bit. Ctrl-C and a notebook's stop button
+    In float32 the weights follow a plain PyTorch loop bit for bit. Loaders that seem swapped or hold the same
+    images, and a model that has the weights of an earlier run, are warned of. Ctrl-C and a notebook's stop button
     return the record of the finished epochs; so that they fit it, model, optimizer and scheduler go back
     to the last finished epoch, as they do after an error.
 
@@ -346,7 +347,7 @@ def fit(
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
-        warn_of_swapped_loaders(train_loader, test_loader)
+        warn_of_loaders(train_loader, test_loader)
         check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
         trained = held.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested): tested}.values():

@@ -76,7 +76,7 @@ def is_shuffled(loader: Any) -> bool | None:
     return False if isinstance(sampler, SequentialSampler) else None
 
 
-def warn_of_swapped_loaders(train_loader: Any, test_loader: Any) -> None:
+def warn_of_loaders(train_loader: Any, test_loader: Any) -> None:
     """Warn if the training images come in order and the test images shuffled, or if they are the same images."""
     if is_shuffled(train_loader) is False and is_shuffled(test_loader):
         warnings.warn(
