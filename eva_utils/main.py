@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from .utils import checkpoint as disk
 from .utils import processes
 from .utils.batches import (
     check_batch,
@@ -23,6 +22,7 @@ from .utils.batches import (
     failure_explained,
     warn_of_softmax,
 )
+from .utils.checkpoint import check_resumable, is_trained, note_trained
 from .utils.checks import (
     check_averaging,
     check_fit,
@@ -35,11 +35,10 @@ from .utils.checks import (
     warn_of_trained,
 )
 from .utils.history import History, describe_run
-from .utils.lock import locked
 from .utils.meter import FirstBad, Meter, Score
-from .utils.mirror import check_mirror, copy_run, restore_run
 from .utils.optim import MovingAverage, Warmup, fill_momentum
 from .utils.progress import ProgressBar
+from .utils.run_folder import RunFolder
 from .utils.runtime import (
     autocast,
     can_fuse,
@@ -275,33 +274,14 @@ def fit(
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     check_compile(compile, place)
     processes.check_together(model, criterion, place)
-    first = processes.rank() == 0
-    log, progress = log if first else None, progress and first
+    if processes.rank():
+        log, progress = None, False
     say: Log = log or (lambda line: None)
-    if checkpoint is None and resume:
-        raise ValueError("resume needs the folder of the run: give checkpoint= as well")
-    if checkpoint is None and mirror is not None:
-        raise ValueError("mirror copies the folder of the run: give checkpoint= as well")
-    folder = None if checkpoint is None else Path(checkpoint)
-    second = None if mirror is None else Path(mirror)
+    run = RunFolder(checkpoint, mirror, resume, say)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
     with ExitStack() as held:
-
-        def open_run() -> dict | None:
-            if folder is None:
-                return None
-            if second is not None:
-                check_mirror(folder, second, resume)
-            if second is None or not resume:
-                disk.check_folder(folder, resume)
-            held.enter_context(locked(folder))
-            if second is not None and resume:
-                restore_run(folder, second, say)
-            disk.check_folder(folder, resume)  # once more: another run may have ended since
-            return disk.latest_state(folder, say)
-
-        saved = processes.first_does(open_run)
+        saved = processes.first_does(lambda: held.enter_context(run.opened()))
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place, epochs)
         if optimizer is None:
@@ -323,7 +303,7 @@ def fit(
             "seed": seed,
             "precision": how["precision"],
             "processes": processes.count(),
-            "trained_before": disk.is_trained(unwrap(model)),
+            "trained_before": is_trained(unwrap(model)),
             **hardware(place),
         }
         history = History(settings=settings)
@@ -334,7 +314,7 @@ def fit(
             "scaler": scaler,
         }
         tested = model
-        held.callback(lambda: disk.note_trained(parts["model"]) if history.rows else None)  # after the average is in
+        held.callback(lambda: note_trained(parts["model"]) if history.rows else None)  # after the average is in
         if ema is not None:
             parts["ema"] = MovingAverage(model, ema)
             tested = parts["ema"].module
@@ -343,7 +323,7 @@ def fit(
         if saved:
             rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
             as_left = rates == [float(group["lr"]) for group in optimizer.param_groups]
-            disk.check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
+            check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
@@ -354,19 +334,16 @@ def fit(
             held.enter_context(compiled(module, compile))
         if seed is not None:
             seed_everything((seed + processes.rank()) % 2**32)
-        if saved and folder:
+        if saved:
             restore_state(saved, parts, generators)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
-            if first:
-                disk.write_derived(folder, saved, history.to_json(), history.best["epoch"])
-                if second is not None:
-                    copy_run(folder, second, say)
+            run.restore_derived(saved, history)
             if len(history) < epochs:
                 history.note_machine(hardware(place))
-                say(f"Resuming after epoch {len(history)} of {epochs} in {folder}")
+                say(f"Resuming after epoch {len(history)} of {epochs} in {run}")
             else:
-                say(f"The run in {folder} has finished its {len(history)} epochs: its weights and history are loaded")
+                say(f"The run in {run} has finished its {len(history)} epochs: its weights and history are loaded")
 
         epoch, finished = len(history), copy_states(parts)
         held.enter_context(stop.on_signals())
@@ -387,12 +364,8 @@ def fit(
                     _step(scheduler, row)
                 finished = copy_states(parts)
                 history.rows.append(row)
-                if folder:
-                    state = collect_state(epoch, parts, generators, history)
-                    if first:
-                        disk.save_epoch(folder, state, history.to_json(), history.best["epoch"])
-                        if second is not None:
-                            copy_run(folder, second, say)
+                if checkpoint is not None:
+                    run.save(collect_state(epoch, parts, generators, history), history)
         except BaseException as error:
             if _is_lack_of_memory(error):  # a notebook keeps the error, and with it the batch's tensors
                 traceback.clear_frames(error.__traceback__)

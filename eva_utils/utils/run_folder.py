@@ -1,0 +1,78 @@
+"""Where a run keeps its epochs: its folder, locked while the run lasts, and the mirror of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint as disk
+from . import processes
+from .history import History
+from .lock import locked
+from .mirror import check_mirror, copy_run, restore_run
+
+
+class RunFolder:
+    """A run's folder and its mirror; of several processes the first one writes. Without a folder nothing is kept.
+
+    Args:
+        folder: the run's own, or None.
+        mirror: a second one, to which each epoch is copied, or None.
+        resume: False for a new run, True to continue the one in the folder, "auto" to do so if there is one.
+        log: takes one line.
+
+    Raises:
+        ValueError: the other arguments need a folder.
+    """
+
+    def __init__(
+        self, folder: str | Path | None, mirror: str | Path | None, resume: bool | str, log: Callable[[str], Any]
+    ) -> None:
+        if folder is None and resume:
+            raise ValueError("resume needs the folder of the run: give checkpoint= as well")
+        if folder is None and mirror is not None:
+            raise ValueError("mirror copies the folder of the run: give checkpoint= as well")
+        self.folder = None if folder is None else Path(folder)
+        self.mirror = None if mirror is None else Path(mirror)
+        self.resume, self.log = resume, log
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @contextmanager
+    def opened(self) -> Iterator[dict | None]:
+        """Hold the lock while the context lasts; yield the state of the last finished epoch, or None for a new run.
+
+        A run that only the mirror has is copied back first.
+
+        Raises:
+            ValueError: the folder or the mirror does not go with `resume`, or another run is at work there.
+            OSError: the folder cannot be written to.
+        """
+        if self.folder is None:
+            yield None
+            return
+        if self.mirror is not None:
+            check_mirror(self.folder, self.mirror, self.resume)
+        if self.mirror is None or not self.resume:
+            disk.check_folder(self.folder, self.resume)
+        with locked(self.folder):
+            if self.mirror is not None and self.resume:
+                restore_run(self.folder, self.mirror, self.log)
+            disk.check_folder(self.folder, self.resume)  # once more: another run may have ended since
+            yield disk.latest_state(self.folder, self.log)
+
+    def save(self, state: dict, history: History) -> None:
+        """Put a finished epoch on disk, and into the mirror."""
+        self._write(disk.save_epoch, state, history)
+
+    def restore_derived(self, state: dict, history: History) -> None:
+        """Write again what is made from the last epoch's state: a kill may have come between."""
+        self._write(disk.write_derived, state, history)
+
+    def _write(self, write: Callable[[Path, dict, str, int], None], state: dict, history: History) -> None:
+        if self.folder is None or processes.rank():
+            return
+        write(self.folder, state, history.to_json(), history.best["epoch"])
+        if self.mirror is not None:
+            copy_run(self.folder, self.mirror, self.log)
