@@ -59,7 +59,7 @@ def test_the_description_names_what_decides_the_batches():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_batches_are_made_on_the_device():
+def test_cuda_batches_are_made_on_the_device():
     images, labels = next(iter(make(device=torch.device("cuda"), recipe="eva6_s8")))
     assert images.is_cuda and labels.is_cuda
 

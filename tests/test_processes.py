@@ -37,32 +37,34 @@ def told(out, rank=0):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    done, _ = together(1, out)
-    assert done.returncode == 0, done.stderr
-    return out
+def runs(tmp_path_factory):
+    """Runs of one, two and three processes that nothing disturbs, by their number: folder and what was printed."""
+    made = {}
+    for count in (1, 2, 3):
+        out = tmp_path_factory.mktemp("together")
+        done, _ = together(count, out)
+        assert done.returncode == 0, done.stderr
+        made[count] = out, done.stdout
+    return made
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_they_agree_with_one_process(count, alone, tmp_path):
-    done, _ = together(count, tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_they_agree_with_one_process(count, runs):
+    (alone, _), (out, printed) = runs[1], runs[count]
     rows, weights = told(alone)
     for rank in range(count):
-        ours, ours_weights = told(tmp_path, rank)
+        ours, ours_weights = told(out, rank)
         assert [list(row.values()) for row in ours] == [pytest.approx(list(row.values()), rel=1e-5) for row in rows]
         assert ours_weights == pytest.approx(weights, rel=1e-4, abs=1e-5)
     assert len({row["lr"] for row in rows}) > 1  # the plateau has cut
-    assert done.stdout.count("EPOCH: 1") == 1 and done.stdout.count("Test set") == 3
-    assert "/13 (" in done.stdout
-    single, several = (disk.load_verified(out / "best.pt") for out in (alone, tmp_path))
+    assert printed.count("EPOCH: 1") == 1 and printed.count("Test set") == 3
+    assert "/13 (" in printed
+    single, several = (disk.load_verified(run / "best.pt") for run in (alone, out))
     for name, weight in single.items():
         torch.testing.assert_close(several[name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(tmp_path):
-    together(2, tmp_path / "whole")
+def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(runs, tmp_path):
     stopped, _ = together(2, tmp_path / "run", "fault=stop")
     assert stopped.returncode == 0 and "Stopped in epoch 2" in stopped.stdout, stopped.stderr
     refused, _ = together(1, tmp_path / "run")
@@ -70,7 +72,7 @@ def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(tmp_p
     assert "cannot resume: processes was 2 and is now 1; make it as it was" in refused.stderr
     resumed, _ = together(2, tmp_path / "run")
     assert "Resuming after epoch 1 of 3" in resumed.stdout, resumed.stderr
-    assert told(tmp_path / "run") == told(tmp_path / "whole")
+    assert told(tmp_path / "run") == told(runs[2][0])
 
 
 @pytest.mark.parametrize(
