@@ -52,9 +52,20 @@ def test_streamed_batches_equal_those_in_memory(image_folder, monkeypatch, worke
     assert not isinstance(streamed.train.images, torch.Tensor)
     assert (streamed.mean, streamed.std) == (in_memory.mean, in_memory.std)
     for name in ("train", "validation", "test"):
+        # By which a run is known, so that it can go on on a machine of another size.
+        assert getattr(streamed, name).describe() == getattr(in_memory, name).describe()
         for first, second in zip(getattr(in_memory, name), getattr(streamed, name), strict=True):
             assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_files_of_the_same_names_and_sizes_are_other_data(tmp_path):
+    for part, level in (("train", 0), ("test", 255)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / part / name / "0.bmp"), np.full((10, 10, 3), level, np.uint8))
+    data, larger = D.load_data(tmp_path), D.load_data(tmp_path, size=16)
+    assert len({loader.fingerprint for loader in (data.train, data.test, larger.train, larger.test)}) == 4
 
 
 def test_a_held_out_split_is_stratified_seeded_and_disjoint():

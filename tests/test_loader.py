@@ -77,9 +77,9 @@ class CountOperations(TorchDispatchMode):
 @pytest.mark.parametrize("recipe", ["eva6_s8", "eva6_s9"])
 def test_a_batch_takes_as_many_operations_however_many_images_it_has(recipe):
     counts = []
-    for size in (2, 10):
+    for size in (2, 2, 10):  # the first time torch has more to do
         loader = make(recipe=recipe, batch_size=size)
         with CountOperations() as counted:
             next(iter(loader))
         counts.append(counted.count)
-    assert counts[0] == counts[1]
+    assert counts[1] == counts[2]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from .checks import check_real, check_seed, check_whole
 from .images import ImageFiles
-from .loader import Loader
+from .loader import Loader, take_fingerprint
 from .runtime import memory_bytes, pick_device
 from .sources import Split, describe_source, read_source
 from .transforms import Compose, test_transform, train_transform
@@ -132,24 +132,32 @@ def load_data(
             f"size={size} makes more of the images than half of the memory holds; make it or limit smaller"
         )
     splits = [(_resize(images, size), labels) for images, labels in splits]
+    prints = [take_fingerprint(*split) for split in splits]  # of the files, whether there is memory for them or not
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
     own = source == "cifar10" and test_share is None and size in (None, 32)
     known = (CIFAR10_MEAN, CIFAR10_STD) if own else None
     mean, std = known or _statistics(splits[0][0], workers)
 
-    def loader(split: Split, transform: Compose, shuffle: bool = False) -> Loader:
+    def loader(number: int, transform: Compose, shuffle: bool = False) -> Loader:
         return Loader(
-            *split, transform, batch_size=batch_size, shuffle=shuffle, seed=seed, device=placed, workers=workers
+            *splits[number],
+            transform,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            device=placed,
+            workers=workers,
+            fingerprint=prints[number],
         )
 
     if not isinstance(recipe, str):  # a pipeline that does not fit is refused now, and not in the first epoch
         train_transform(recipe, mean, std)(splits[0][0][0][None].clone(), torch.Generator())
     plain = test_transform(mean, std)
     return Data(
-        train=loader(splits[0], train_transform(recipe, mean, std), shuffle=True),
-        validation=loader(splits[1], plain) if validation else None,
-        test=loader(splits[2], plain),
+        train=loader(0, train_transform(recipe, mean, std), shuffle=True),
+        validation=loader(1, plain) if validation else None,
+        test=loader(2, plain),
         classes=classes,
         mean=mean,
         std=std,

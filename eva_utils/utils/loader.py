@@ -30,6 +30,7 @@ class Loader:
         seed: of the order and of the transform.
         device: where the batches are made; the CPU if None.
         workers: processes that decode `ImageFiles`; 0 decodes in this one.
+        fingerprint: what the record of a run knows the data by; that of the images and labels if None.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Loader:
         seed: int = 0,
         device: torch.device | None = None,
         workers: int = 0,
+        fingerprint: str | None = None,
     ) -> None:
         self.device = torch.device("cpu") if device is None else device
-        self.fingerprint = _fingerprint(images, labels)
+        self.fingerprint = take_fingerprint(images, labels) if fingerprint is None else fingerprint
         self.images = images.to(self.device) if isinstance(images, Tensor) else images
         self.labels = labels.to(self.device)
         self.transform, self.batch_size, self.shuffle, self.seed = transform, batch_size, shuffle, seed
@@ -123,13 +125,16 @@ class Loader:
         }
 
 
-def _fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
-    """Hash the pixels, or the names and sizes of the files, together with the labels."""
+def take_fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
+    """Hash the pixels, or of files all names and sizes and the bytes of 64, together with the labels."""
     digest = hashlib.sha256(labels.cpu().numpy().tobytes())
     if isinstance(images, Tensor):
         digest.update(str(tuple(images.shape)).encode())
         digest.update(images.cpu().numpy().data)
-    else:
-        for path in images.paths:
-            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+    digest.update(f"{images.size}\n".encode())
+    for path in images.paths:
+        digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+    for path in images.paths[:: max(1, len(images) // 64)]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
