@@ -24,7 +24,7 @@ from eva_utils.utils.checkpoint import check_folder, write_atomic
 from eva_utils.utils.checks import check_averaging, check_real, check_warmup, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.lock import locked
-from eva_utils.utils.names import unknown_name
+from eva_utils.utils.names import first_line, unknown_name
 from eva_utils.utils.optim import OPTIMIZERS, SCHEDULERS, make_optimizer, make_plateau, one_cycle
 from eva_utils.utils.runtime import PRECISIONS, can_fuse, pick_device, pick_precision
 from eva_utils.utils.sources import SOURCES
@@ -360,7 +360,7 @@ def main() -> int:
         print("main.py: stopped", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        print(f"main.py: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
+        print(f"main.py: {first_line(error)}", file=sys.stderr)
         return 2
 
 

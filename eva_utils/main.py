@@ -36,6 +36,7 @@ from .utils.checks import (
 )
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score
+from .utils.names import first_line
 from .utils.optim import MovingAverage, Warmup, fill_momentum
 from .utils.progress import ProgressBar
 from .utils.run_folder import RunFolder
@@ -56,7 +57,7 @@ from .utils.runtime import (
     set_rng_state,
     unwrap,
 )
-from .utils.state import collect_state, copy_states, own_generators, recorded_precision, restore_state
+from .utils.state import RunState, is_trainable, own_generators, recorded_precision
 from .utils.stop import Stop
 
 Log = Callable[[str], Any]
@@ -280,8 +281,8 @@ def fit(
     run = RunFolder(checkpoint, mirror, resume, say)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
-    with ExitStack() as held:
-        saved = processes.first_does(lambda: held.enter_context(run.opened()))
+    with ExitStack() as stack:
+        saved = processes.first_does(lambda: stack.enter_context(run.opened()))
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place, epochs)
         if optimizer is None:
@@ -290,52 +291,54 @@ def fit(
         if scheduler is None:
             check_unscheduled(optimizer)
             scheduler = ReduceLROnPlateau(optimizer, patience=3)
-        scales = dtype == torch.float16 and (saved is None or bool(saved["scaler"]))
-        scaler = torch.amp.GradScaler(place.type, enabled=scales)
-        how = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
-        settings = describe_run(model, optimizer, scheduler, criterion, train_loader, test_loader)
-        settings |= {
+        use_scaler = dtype == torch.float16 and (saved is None or bool(saved["scaler"]))
+        scaler = torch.amp.GradScaler(place.type, enabled=use_scaler)
+        plain_model = unwrap(model)
+        settings = {
+            **describe_run(plain_model, optimizer, scheduler, criterion, train_loader, test_loader),
             "epochs": epochs,
             "warmup": warmup,
             "ema": ema,
             "clip": clip,
             "compile": compile,
             "seed": seed,
-            "precision": how["precision"],
+            "precision": precision_name(dtype),
             "processes": processes.count(),
-            "trained_before": is_trained(unwrap(model)),
+            "trained_before": is_trained(plain_model),
             **hardware(place),
         }
         history = History(settings=settings)
-        parts: dict[str, Any] = {
-            "model": unwrap(model),
-            "optimizer": optimizer,
-            "scheduler": scheduler,
-            "scaler": scaler,
-        }
-        tested = model
-        held.callback(lambda: note_trained(parts["model"]) if history.rows else None)  # after the average is in
+        stack.callback(lambda: note_trained(plain_model) if history.rows else None)  # after the average is in
+        average, tested_model = None, model
         if ema is not None:
-            parts["ema"] = MovingAverage(model, ema)
-            tested = parts["ema"].module
-            held.callback(lambda: parts["model"].load_state_dict(tested.state_dict()))
-        generators = own_generators(train_loader)
+            average = MovingAverage(model, ema)
+            tested_model = average.module
+            stack.callback(lambda: plain_model.load_state_dict(tested_model.state_dict()))
+        state = RunState(
+            train_loader,
+            model=plain_model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            scaler=scaler,
+            ema=average,
+            criterion=criterion if is_trainable(criterion) else None,
+        )
         if saved:
             rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
             as_left = rates == [float(group["lr"]) for group in optimizer.param_groups]
-            check_resumable(saved, parts["model"], settings, fresh_optimizer=not (optimizer.state or as_left))
+            check_resumable(saved, plain_model, settings, fresh_optimizer=not (optimizer.state or as_left))
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
         warn_of_loaders(train_loader, test_loader)
         check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
-        trained = held.enter_context(processes.parallel(model))
-        for module in {id(model): model, id(tested): tested}.values():
-            held.enter_context(compiled(module, compile))
+        trained_model = stack.enter_context(processes.parallel(model))
+        for module in {id(model): model, id(tested_model): tested_model}.values():
+            stack.enter_context(compiled(module, compile))
         if seed is not None:
             seed_everything((seed + processes.rank()) % 2**32)
         if saved:
-            restore_state(saved, parts, generators)
+            state.restore(saved)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
             run.restore_derived(saved, history)
@@ -345,32 +348,39 @@ def fit(
             else:
                 say(f"The run in {run} has finished its {len(history)} epochs: its weights and history are loaded")
 
-        epoch, finished = len(history), copy_states(parts)
-        held.enter_context(stop.on_signals())
+        options: dict[str, Any] = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
+        train_options = {"scaler": scaler, "clip": clip, "ema": average, "progress": progress, "log": log, **options}
+        epoch = len(history)
+        state.keep()
+        stack.enter_context(stop.on_signals())
         try:
             while epoch < epochs:
                 epoch += 1
                 say(f"EPOCH: {epoch}")
-                stepped: LRScheduler | Warmup | None = None
+                train_part.set_epoch(epoch)
+                batch_scheduler: LRScheduler | Warmup | None = None
                 if isinstance(scheduler, PER_BATCH_SCHEDULERS):
-                    stepped = scheduler
+                    batch_scheduler = scheduler
                 elif epoch <= warmup:
                     batches = len(train_loader)
-                    stepped = Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
-                training = {"scheduler": stepped, "scaler": scaler, "clip": clip, "ema": parts.get("ema")}
-                training |= {"progress": progress, **how}
-                row = _run_epoch(epoch, trained, tested, train_part, test_part, optimizer, log, training, how)
-                if stepped is None:
+                    batch_scheduler = Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
+                start = time.perf_counter()
+                trained = train(trained_model, train_part, optimizer, scheduler=batch_scheduler, **train_options)
+                if epoch == warmup:
+                    Warmup(optimizer, history.start_rates, steps=1)  # the full rate, also after fewer batches than said
+                tested = test(tested_model, test_part, **options)
+                row = _make_row(epoch, trained, tested, time.perf_counter() - start)
+                say(_describe_test(tested))
+                if batch_scheduler is None:
                     _step(scheduler, row)
-                finished = copy_states(parts)
+                state.keep()
                 history.rows.append(row)
                 if checkpoint is not None:
-                    run.save(collect_state(epoch, parts, generators, history), history)
+                    run.save(state.collect(epoch, history), history)
         except BaseException as error:
             if _is_lack_of_memory(error):  # a notebook keeps the error, and with it the batch's tensors
                 traceback.clear_frames(error.__traceback__)
-            for name, part in parts.items():
-                part.load_state_dict(finished[name])
+            state.roll_back()
             optimizer.zero_grad()
             if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
@@ -394,8 +404,7 @@ def _explain(error: BaseException, epoch: int, loader: Any) -> None:
         advice = "this large; try smaller images"
         if isinstance(size, int) and size > 1:
             advice = f"of {size} images; try batch_size={size // 2}"
-        reason = (str(error) or "the system gave no more").splitlines()[0]
-        error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({reason})",)
+        error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({first_line(error)})",)
 
 
 def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
@@ -416,30 +425,10 @@ def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype
             part.set_state(before)
 
 
-def _run_epoch(
-    epoch: int,
-    model: nn.Module,
-    tested_model: nn.Module,
-    train_loader: Any,
-    test_loader: Any,
-    optimizer: torch.optim.Optimizer,
-    log: Log | None,
-    training: dict[str, Any],
-    testing: dict[str, Any],
-) -> dict:
-    """Call `train` and `test` once, log the result and return the row of the record."""
-    if hasattr(train_loader.loader, "set_epoch"):
-        train_loader.loader.set_epoch(epoch)
-    start = time.perf_counter()
-    trained = train(model, train_loader, optimizer, log=log, **training)
-    tested = test(tested_model, test_loader, **testing)
+def _make_row(epoch: int, trained: Score, tested: Score, seconds: float) -> dict:
+    """Return the row of the record, or refuse a test loss that says nothing."""
     if not math.isfinite(tested.loss):
         raise FloatingPointError(f"the test loss is {tested.loss}; lower the learning rate")
-    if log is not None:
-        log(
-            f"Test set: Average loss: {tested.loss:.4f}, "
-            f"Accuracy: {tested.correct}/{tested.samples} ({tested.accuracy:.2f}%)"
-        )
     return {
         "epoch": epoch,
         "train_loss": trained.loss,
@@ -447,8 +436,13 @@ def _run_epoch(
         "test_loss": tested.loss,
         "test_accuracy": tested.accuracy,
         "lr": trained.lr,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
+
+
+def _describe_test(tested: Score) -> str:
+    share = f"{tested.correct}/{tested.samples} ({tested.accuracy:.2f}%)"
+    return f"Test set: Average loss: {tested.loss:.4f}, Accuracy: {share}"
 
 
 def _step(scheduler: LRScheduler, row: dict) -> None:

@@ -165,6 +165,15 @@ def test_log_probabilities_are_not_taken_for_logits(criterion, logits):
     batches.check_loss(criterion(logits.requires_grad_(), torch.tensor([0, 1])), criterion, logits)
 
 
+def test_a_forward_that_is_not_written_is_named():
+    with pytest.raises(ValueError, match=r"failed on its first batch, images \(8, 3, 8, 8\): NotImplementedError"):
+
+        def unfinished(z):
+            raise NotImplementedError
+
+        fit(Returns(unfinished), [(IMAGES, LABELS)])
+
+
 def test_another_failure_of_the_model_is_told_in_its_own_words():
     with pytest.raises(ValueError, match=r"failed on its first batch, images \(8, 3, 8, 8\): out of cheese"):
 

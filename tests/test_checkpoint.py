@@ -1,5 +1,6 @@
 """What is on disk survives kills and damage; a resumed run equals an undisturbed one bit for bit."""
 
+import contextlib
 import io
 import json
 import os
@@ -318,6 +319,49 @@ def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, mes
     with pytest.raises(ValueError, match=f"cannot resume: {message}"):
         engine.fit(**other_run(**change), epochs=2, checkpoint=tmp_path, resume=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_options_that_another_torch_has_do_not_stop_a_resume(tmp_path):
+    engine.fit(**other_run(), epochs=1, checkpoint=tmp_path)
+    path = tmp_path / "epoch-0001.pt"
+    state = disk.load_verified(path)
+    settings = state["history"]["settings"]
+    settings["scheduler"]["verbose"] = False
+    del settings["optimizer"]["group 0"]["maximize"]
+    disk.save_verified(path, state)
+    assert len(engine.fit(**other_run(), epochs=2, checkpoint=tmp_path, resume=True)) == 2
+    run = other_run()
+    run["optimizer"].add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(ValueError, match="cannot resume: optimizer group 1 was None and is now"):
+        engine.fit(**run, epochs=3, checkpoint=tmp_path, resume=True)
+
+
+class Temperature(nn.Module):
+    """Cross entropy of logits that are divided by a number which is learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits / self.scale, labels)
+
+
+def test_a_loss_that_learns_is_part_of_the_run(tmp_path):
+    def learn(epochs, **options):
+        seed_everything(11)
+        model, loss = TinyNet(), Temperature()
+        optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05, momentum=0.9)
+        loader = DataLoader(random_batches(22), batch_size=8, generator=torch.Generator().manual_seed(2))
+        options = {"optimizer": optimizer, "criterion": loss, **QUIET, **options}
+        with contextlib.suppress(ZeroDivisionError):
+            engine.fit(model, loader, loader, epochs=epochs, **options)
+        return [*model.state_dict().values(), loss.scale.detach()]
+
+    whole = learn(4)
+    learn(2, checkpoint=tmp_path)
+    assert whole[-1] != 2 and all(map(torch.equal, learn(4, checkpoint=tmp_path, resume=True), whole))
+    assert learn(4, log=lambda line: 0 / (not line.startswith("Test")))[-1] == 2  # as before the epoch that failed
 
 
 @pytest.mark.filterwarnings("ignore:the run was trained in bfloat16")

@@ -39,7 +39,7 @@ ALLOWED = {
     "models.vit": set(),
     "utils.__init__": set(),
     "utils.checkpoint": {"utils.runtime"},
-    "utils.batches": set(),
+    "utils.batches": {"utils.names"},
     "utils.checks": set(),
     "utils.brief": {"utils.history", "utils.rules", "utils.runtime"},
     "utils.notebook": set(),

@@ -2,7 +2,9 @@
 
 import copy
 import re
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,6 +166,18 @@ def test_warmup_rises_by_batch_and_hands_over_to_the_scheduler(tiny_net):
     assert_same_weights(ours, plain)
     assert [row["lr"] for row in history.rows] == [0.03, 0.06, 0.06, 0.06, 0.03]
     assert history.settings["warmup"] == 2
+
+
+def test_a_loader_that_ends_early_is_warmed_up_to_the_full_rate(tiny_net):
+    class Long(list):
+        def __len__(self):
+            return 9
+
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.01)
+    history = engine.fit(
+        tiny_net, Long(new_loaders()[1]), new_loaders()[1], epochs=2, optimizer=optimizer, warmup=1, **QUIET
+    )
+    assert [row["lr"] for row in history.rows] == pytest.approx([0.01 * 2 / 9, 0.01])
 
 
 def test_a_plateau_sees_nothing_of_the_warmup(tiny_net):
@@ -472,6 +486,18 @@ def test_a_compiled_run_is_given_back_as_it_was(mode, tiny_net, monkeypatch):
     assert tiny_net._compiled_call_impl is None
     assert_same_weights(tiny_net, plain)
     assert [row["test_loss"] for row in history.rows] == pytest.approx([row["test_loss"] for row in expected.rows])
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_model_is_recorded_by_its_own_name(wrap, tiny_net):
+    assert engine.fit(wrap(tiny_net), *new_loaders(), epochs=1, **QUIET).settings["model"] == "TinyNet"
+
+
+def test_an_output_that_only_writes_is_logged_to(tiny_net, monkeypatch):
+    lines = []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=lines.append, flush=lambda: None))
+    engine.fit(tiny_net, *new_loaders(), epochs=1, device="cpu")
+    assert "EPOCH: 1" in lines and any("100%" in line for line in lines)
 
 
 def _compile(model, seen, options):

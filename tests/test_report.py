@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -230,8 +231,9 @@ def own_data():
     return SimpleNamespace(train=loader, test=loader, classes=["minus", "plus"], mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def test_no_mistakes_to_show(tmp_path, own_data):
+def test_no_mistakes_to_show(tmp_path, own_data, monkeypatch):
     model = Sign()
+    monkeypatch.setattr("eva_utils.utils.report.summary", Mock(side_effect=ValueError("no list of its layers")))
     fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
     history = engine.fit(model, own_data.train, own_data.test, **fit)
     assert history.best["test_accuracy"] == 100
@@ -240,7 +242,7 @@ def test_no_mistakes_to_show(tmp_path, own_data):
     assert "There are none: no test image was misclassified." in text
     assert "| misclassified images | 20, and Grad-CAM of the same | there is none to show | pass |" in text
     assert not (tmp_path / "run" / "figures" / "misclassified.png").exists()
-    assert "training transforms | not recorded" in text
+    assert "training transforms | not recorded" in text and "no list of its layers" in text
 
 
 NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"

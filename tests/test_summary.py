@@ -55,6 +55,21 @@ def test_a_size_that_is_none_is_refused(tiny_net):
         summary(tiny_net, (32, 32, 3))
 
 
+def test_a_model_that_torchsummary_cannot_list_is_named():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = x.flatten(2)
+            return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
+
+    with pytest.raises(ValueError, match=r"torchsummary cannot list the layers of this Attention \(.*NoneType"):
+        summary(Attention(), (3, 2, 4))
+
+
 def test_without_torchsummary_it_is_said_how_to_get_it(tiny_net, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchsummary", None)
     with pytest.raises(ModuleNotFoundError, match=r"summary needs torchsummary .*; pip install torchsummary"):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .names import first_line
+
 
 def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tensor, Tensor]:
     """Return the images and the labels of a batch, or raise if it is not (float32 images, int64 labels).
@@ -51,7 +53,7 @@ def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) 
             f"the model takes images of {first.in_channels} channels and these are {shape}; "
             f"repeat or drop channels, or build its first layer for {shape[1]}"
         )
-    return f"the model failed on its first batch, images {shape}: {str(error).splitlines()[0]}"
+    return f"the model failed on its first batch, images {shape}: {first_line(error)}"
 
 
 @contextmanager

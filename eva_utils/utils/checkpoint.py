@@ -270,6 +270,9 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
 def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:
     """Say where two settings differ, by their path, or None."""
     if isinstance(before, dict) and isinstance(now, dict):
+        if name.startswith(("optimizer", "scheduler")):
+            # Options come and go with torch's versions, as `verbose` of the schedulers went; groups do not.
+            skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith("group ")}
         keys = [key for key in before | now if key not in skip]
         found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
         return next((difference for difference in found if difference), None)

@@ -84,7 +84,8 @@ def describe_run(
         "criterion": {
             "class": getattr(criterion, "__name__", type(criterion).__name__),
             **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
-            **{name: value.tolist() for name, value in getattr(criterion, "state_dict", dict)().items()},
+            **{name: value.tolist() for name, value in getattr(criterion, "named_buffers", dict)()},
+            **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},
         },
         "batches": len(train_loader),
         "train_loader": _describe_loader(train_loader),

@@ -1,4 +1,4 @@
-"""The answer to a misspelt name. It imports nothing of the package, so every file may import it."""
+"""Parts of messages: the answer to a misspelt name, and what an error says first."""
 
 import difflib
 from collections.abc import Iterable
@@ -19,3 +19,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(known) if len(known) <= 12 else ", ".join([*known[:10], "…"])
     return ValueError(f"unknown {kind} {name!r}: choose one of {listed}{hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

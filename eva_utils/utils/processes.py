@@ -59,8 +59,8 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
     """Refuse what several processes cannot train as one would; with one process nothing is refused.
 
     Raises:
-        ValueError: the device is not this process's own, the loss weights the classes, or the model has batch
-            normalization, which torch does not synchronise on the CPU.
+        ValueError: the device is not this process's own, the loss weights the classes or has parameters, or the
+            model has batch normalization, which torch does not synchronise on the CPU.
     """
     if count() == 1:
         return
@@ -69,6 +69,8 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
         raise ValueError(f"this process of {count()} trains on {own}, not on {place}; leave device out")
     if getattr(criterion, "weight", None) is not None:
         raise ValueError("a loss that weights the classes averages by weight in each process; train in one process")
+    if isinstance(criterion, nn.Module) and any(True for _ in criterion.parameters()):
+        raise ValueError("a loss with parameters would be trained by each process for itself; train in one process")
     if place.type != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise ValueError(
             "torch synchronises batch normalization on CUDA only, and each process would have statistics of its own "

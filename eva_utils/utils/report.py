@@ -109,7 +109,7 @@ def write_report(
             "settings": history.settings,
             "rows": history.rows,
             "results": results,
-            "summary": summary(trial, tuple(image.shape[1:])),
+            "summary": _table(trial, image),
             "audit": [asdict(finding) for finding in found.findings] if found else [],
             "data": _describe_data(data),
             "predictions": {
@@ -200,6 +200,15 @@ def _tested_splits(history: History, data: Any) -> list[str]:
             "the run was tested on other images than data's; load the data as it was, with the same options"
         )
     return found
+
+
+def _table(model: nn.Module, image: Tensor) -> str:
+    """Return the table of layers, or why there is none: a run is not without a report for that."""
+    _, channels, height, width = image.shape
+    try:
+        return summary(model, (channels, height, width))
+    except ValueError as error:
+        return str(error)
 
 
 def _precision(history: History, device: torch.device) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_seed
-from .names import unknown_name
+from .names import first_line, unknown_name
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +36,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if str(device).startswith(("cuda", "gpu")) and not torch.cuda.is_available():
             reason = f"{reason.rstrip('.')}; in Colab choose a GPU under Runtime, Change runtime type"
         raise ValueError(f"device {str(device)!r} is not usable here ({reason}); leave it out to pick one") from None
@@ -100,9 +100,9 @@ def check_compile(mode: bool | str, device: torch.device) -> None:
     try:
         torch.compile(lambda x: 2 * x.sin())(torch.ones(8, device=device))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"compile={mode!r} does not work here ({reason}); install a C++ compiler such as g++, or leave compile out"
+            f"compile={mode!r} does not work here ({first_line(error)}); install a C++ compiler such as g++, or leave "
+            "compile out"
         ) from error
 
 

@@ -5,15 +5,11 @@ import warnings
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import processes
 from .history import History
 from .runtime import pick_precision, rng_state, set_rng_state
-
-
-def copy_states(parts: dict[str, Any]) -> dict[str, Any]:
-    """Copy the state_dict of each part of a run, to go back to."""
-    return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
 
 def own_generators(loader: Any) -> list[torch.Generator]:
@@ -45,22 +41,47 @@ def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.
     return dtype
 
 
-def collect_state(epoch: int, parts: dict[str, Any], generators: list[torch.Generator], history: History) -> dict:
-    """Return everything that shapes the epochs to come."""
-    return {
-        "epoch": epoch,
-        "history": {"settings": history.settings, "rows": history.rows},
-        "rng": processes.gather(rng_state()),
-        "generators": [generator.get_state() for generator in generators],
-        **{name: part.state_dict() for name, part in parts.items()},
-    }
+def is_trainable(criterion: Any) -> bool:
+    """Whether a loss has parameters of its own, as a temperature, which are then trained, saved and put back."""
+    return isinstance(criterion, nn.Module) and any(True for _ in criterion.parameters())
 
 
-def restore_state(saved: dict, parts: dict[str, Any], generators: list[torch.Generator]) -> None:
-    """Put back what `collect_state` returned."""
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    rng = saved["rng"]
-    set_rng_state(rng[processes.rank()] if isinstance(rng, list) else rng)
-    for generator, state in zip(generators, saved["generators"], strict=True):
-        generator.set_state(state)
+class RunState:
+    """What shapes the epochs to come: the state of a run's parts, the loader's generators and the random ones.
+
+    Args:
+        loader: the training loader.
+        parts: by name, what has a `state_dict`; those that are None are left out.
+    """
+
+    def __init__(self, loader: Any, **parts: Any) -> None:
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.generators = own_generators(loader)
+
+    def collect(self, epoch: int, history: History) -> dict:
+        """Return all of it, and the record, as tensors and plain values."""
+        return {
+            "epoch": epoch,
+            "history": {"settings": history.settings, "rows": history.rows},
+            "rng": processes.gather(rng_state()),
+            "generators": [generator.get_state() for generator in self.generators],
+            **{name: part.state_dict() for name, part in self.parts.items()},
+        }
+
+    def restore(self, saved: dict) -> None:
+        """Put back what `collect` returned."""
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        rng = saved["rng"]
+        set_rng_state(rng[processes.rank()] if isinstance(rng, list) else rng)
+        for generator, state in zip(self.generators, saved["generators"], strict=True):
+            generator.set_state(state)
+
+    def keep(self) -> None:
+        """Remember the parts as they are, for `roll_back`."""
+        self.kept = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+
+    def roll_back(self) -> None:
+        """Bring the parts back to the last `keep`."""
+        for name, part in self.parts.items():
+            part.load_state_dict(self.kept[name])

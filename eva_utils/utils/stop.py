@@ -72,6 +72,11 @@ class Stoppable:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loader the epoch if it wants to know."""
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[Any]:
         try:
             for number, batch in enumerate(self.loader):

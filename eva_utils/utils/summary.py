@@ -8,6 +8,8 @@ import re
 import torch
 from torch import nn
 
+from .names import first_line
+
 
 def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
     """Return torchsummary's table of layers, output shapes and parameters as text.
@@ -21,7 +23,8 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
 
     Raises:
         ModuleNotFoundError: the torchsummary package is missing.
-        ValueError: `input_size` is not three positive whole numbers, or the model does not take such images.
+        ValueError: `input_size` is not three positive whole numbers, the model does not take such images, or
+            torchsummary does not take the model, as one whose layers return more than tensors.
     """
     if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r}")
@@ -35,8 +38,13 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         try:
             torchsummary.summary(copy.deepcopy(model).cpu().eval(), tuple(input_size), device="cpu")
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"the model does not take (channels, height, width) = {input_size}: {reason}") from error
+            size = f"(channels, height, width) = {input_size}"
+            raise ValueError(f"the model does not take {size}: {first_line(error)}") from error
+        except Exception as error:  # what its hooks make of outputs they do not know
+            kind = type(model).__name__
+            raise ValueError(
+                f"torchsummary cannot list the layers of this {kind} ({first_line(error)}); print(model) does"
+            ) from error
     parameters = list(model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
