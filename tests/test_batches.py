@@ -159,7 +159,11 @@ def test_labels_that_come_up_late_are_refused_at_once(tiny_net):
 
 @pytest.mark.parametrize(
     ("criterion", "logits"),
-    [(nn.NLLLoss(), torch.full((2, 3), float("nan"))), (nn.NLLLoss(), torch.randn(2, 3).log_softmax(1))],
+    [
+        (nn.NLLLoss(), torch.full((2, 3), float("nan"))),
+        (nn.NLLLoss(), torch.randn(2, 3).log_softmax(1)),
+        (nn.NLLLoss(), (0.01 * torch.randn(2, 200)).bfloat16().log_softmax(1)),  # of 200 classes and so rounded
+    ],
 )
 def test_log_probabilities_are_not_taken_for_logits(criterion, logits):
     batches.check_loss(criterion(logits.requires_grad_(), torch.tensor([0, 1])), criterion, logits)

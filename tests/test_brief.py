@@ -12,6 +12,7 @@ from torchvision import models as tv
 from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d
+from eva_utils.utils import rules
 from eva_utils.utils.brief import BRIEFS, Audit, Brief, audit, find_brief
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
@@ -388,6 +389,24 @@ def test_depth_counts_layers_with_weights(data, build, found):
     model = build(num_classes=10)
     finding = check(record(data, model), model, data, depth=18)
     assert (finding.verdict, finding.found) == ("pass" if found == 18 else "FAIL", f"{found} in ResNet")
+
+
+class Bottlenecks(nn.Module):
+    """Six weighted layers, and a 1x1 convolution in a shortcut that has this name."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(1, 8)
+        self.residual = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 8, 1))
+        self.last = nn.Conv2d(8, 8, 1)
+        setattr(self, name, nn.Conv2d(8, 8, 1))
+        self.fc = nn.Linear(8, 10)
+
+
+@pytest.mark.parametrize("name", ["shortcut", "shortcut_conv", "skip_1"])
+def test_depth_leaves_out_what_is_called_a_shortcut_and_is_one(data, name):
+    assert rules.depth(6, Bottlenecks(name)).found == "6 in Bottlenecks"
 
 
 def notebook(tmp_path, *cells):

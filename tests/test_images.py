@@ -102,6 +102,14 @@ REFUSED = {
 }
 
 
+def test_a_jpeg_with_its_preview_is_read_as_the_photograph(tmp_path):
+    NOISE.save(tmp_path / "photo.jpg", "MPO", quality=95, save_all=True, append_images=[NOISE.resize((8, 8))])
+    NOISE.save(tmp_path / "alone.jpg", quality=95)
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        assert photo.n_frames == 2
+    assert np.array_equal(read_image(tmp_path / "photo.jpg"), read_image(tmp_path / "alone.jpg"))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_shown_is_refused_by_name(name, tmp_path):

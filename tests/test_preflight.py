@@ -109,6 +109,16 @@ def test_a_frozen_model(data):
     assert problems["one batch can be learnt"].found == "no trainable parameter"
 
 
+def test_a_frozen_layer_may_be_meant(data):
+    model = create_model("small_resnet")
+    name, first = next(model.named_parameters())
+    first.requires_grad_(False)
+    report = preflight(model, data)
+    (check,) = [check for check in report.checks if check.name == "gradients reach every parameter"]
+    assert report.passed and check.passed is None
+    assert check.found == f"28 of 29 parameters moved; not {name}; requires_grad is off: fine if you meant it"
+
+
 def test_test_images_among_the_training_images(data):
     test = Loader(data.train.images[:30], data.train.labels[:30], data.test.transform)
     problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, test=test)))

@@ -94,7 +94,8 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
             "or numpy"
         )
     totals = logits.detach().float().logsumexp(dim=1)
-    if isinstance(criterion, nn.NLLLoss) and (totals[totals.isfinite()].abs() > 1e-2).any():
+    rounding = 1e-2 if logits.dtype == torch.float32 else 0.1
+    if isinstance(criterion, nn.NLLLoss) and (totals[totals.isfinite()].abs() > rounding).any():
         raise ValueError(
             "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropyLoss(), or end the model "
             "in log_softmax"

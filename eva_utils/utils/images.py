@@ -81,7 +81,7 @@ def _decode(path: Path):
                     refusal = (
                         f"{path} claims {width}x{height} pixels, more than an image here may have; resize or remove it"
                     )
-                elif getattr(image, "n_frames", 1) > 1:
+                elif getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG with its preview
                     refusal = f"{path} is animated ({image.n_frames} frames); save the frame you mean as an image"
                 elif image.mode in ("I", "F"):
                     refusal = f"{path} has {image.mode!r} pixels of 32 bits, without set colours; save it with 8 bits"

@@ -29,7 +29,7 @@ NO_IMAGE_SHARED = "train and test share no image"
 class Check:
     """One line of the table: what was looked at, whether it passed, what was found and, if not, a likely cause.
 
-    `passed` is None where time was too short to tell, which is no failure.
+    `passed` is None where it cannot be told, for lack of time or of what was meant, which is no failure.
     """
 
     name: str
@@ -160,12 +160,11 @@ def _learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[C
     )
     reached = Check(
         "gradients reach every parameter",
-        not still,
+        None if still and still == frozen else not still,
         f"{len(named) - len(still)} of {len(named)} parameters moved"
-        + (f"; not {', '.join(still[:3])}" if still else ""),
-        "requires_grad is off: fine if you meant it"
-        if frozen and frozen == still
-        else "forward() does not use them, or detach(), no_grad() or .data cuts the graph",
+        + (f"; not {', '.join(still[:3])}" if still else "")
+        + ("; requires_grad is off: fine if you meant it" if still and still == frozen else ""),
+        "forward() does not use them, or detach(), no_grad() or .data cuts the graph",
     )
     return [learnt, reached]
 

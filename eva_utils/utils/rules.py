@@ -132,10 +132,21 @@ def depth(required: int, model: nn.Module) -> Finding:
     count = 0
     for name, module in model.named_modules():
         pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
-        beside = pointwise and _SHORTCUTS & set(name.split("."))
+        beside = pointwise and _is_in_shortcut(name, model)
         count += isinstance(module, nn.Conv2d | nn.Linear) and not beside
     found = f"{count} in {type(model).__name__}"
     return _finding("convolutions and linear layers", f"{required}, shortcuts apart", found, count == required)
+
+
+def _is_in_shortcut(name: str, model: nn.Module) -> bool:
+    """Whether a convolution is in a part that is called a shortcut, and is the only one there."""
+    parts = name.split(".")
+    called = (place for place, part in enumerate(parts, start=1) if _SHORTCUTS & set(part.split("_")))
+    place = next(called, None)
+    if place is None:
+        return False
+    held = model.get_submodule(".".join(parts[:place])).modules()
+    return sum(isinstance(module, nn.Conv2d) for module in held) == 1
 
 
 _NORMS = (
