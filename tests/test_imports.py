@@ -59,6 +59,7 @@ ALLOWED = {
     "utils.optim": {"utils.muon", "utils.runtime"},
     "utils.page": {
         "utils.checkpoint",
+        "utils.figures",
         "utils.gradcam",
         "utils.history",
         "utils.plotting",
@@ -80,7 +81,9 @@ ALLOWED = {
         "utils.summary",
     },
     "utils.per_image": {"utils.runtime"},
-    "utils.plotting": {"utils.history", "utils.transforms", "utils.gradcam"},
+    "utils.curves": {"utils.figures", "utils.history"},
+    "utils.figures": set(),
+    "utils.plotting": {"utils.curves", "utils.figures", "utils.gradcam", "utils.transforms"},
     "utils.predictions": {"utils.runtime"},
     "utils.preflight": {"utils.images", "utils.loader", "utils.runtime", "utils.transforms"},
     "utils.progress": set(),
@@ -98,7 +101,7 @@ ALLOWED = {
     "utils.transforms": {"utils.cutout", "utils.per_image"},
 }
 ONLY_IN = {
-    "matplotlib": {"utils.plotting"},
+    "matplotlib": {"utils.curves", "utils.figures", "utils.plotting"},
     "cv2": {"utils.gradcam", "utils.shapes"},
     "PIL": {"utils.images"},
     "tqdm": {"utils.progress"},

@@ -88,9 +88,19 @@ def test_an_epoch_gone_astray_does_not_flatten_the_others():
 def test_several_histories_share_a_figure():
     _, accuracy = plotting.plot_history({"batch": history([0.1] * 5), "layer": history([0.1] * 6, shift=2.0)}).axes
     found = labels(accuracy)
-    assert {"batch test", "layer train", "batch best: 55.00%, epoch 4", "layer best: 57.00%, epoch 4"} < set(found)
-    assert found["layer test"].get_ydata()[3] == 57
-    assert found["batch test"].get_color() != found["layer test"].get_color()
+    batch, layer = (found[name] for name in (" batch, best: 55.00%, epoch 4", " layer, best: 57.00%, epoch 4"))
+    assert layer.get_ydata()[3] == 57 and batch.get_color() != layer.get_color()
+
+
+def test_a_dozen_histories_are_told_apart_and_leave_room_for_the_curves():
+    figure = plotting.plot_history({f"_run ${number}$": history([0.1] * 5) for number in range(12)})
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [*(rf" _run \${number}\$, best: 55.00%, epoch 4" for number in range(12)), "train", "test"]
+    drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_label() in texts[:12]}
+    assert len(drawn) == 12
+    assert all(axis.get_window_extent().height > 250 for axis in figure.axes)
 
 
 def test_one_epoch_is_enough_and_none_is_refused():
@@ -108,7 +118,7 @@ def test_a_schedule_by_step_and_by_epoch():
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.3]
     (axis,) = plotting.plot_schedule(history([0.1, 0.01])).axes
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.01] and axis.get_xlabel() == "epoch"
-    assert {"a", "b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
+    assert {" a", " b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
 
 
 def test_the_finders_curve_marks_its_suggestion():

@@ -8,7 +8,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-from . import plotting
+from . import figures, plotting
 from .checkpoint import write_atomic
 from .gradcam import LEAST_SIDE
 from .history import History
@@ -32,9 +32,9 @@ def check_own(folder: Path) -> None:
 
 def render(record: dict) -> dict[str, bytes]:
     """Return the files of a report, by their path in its folder: the same record gives the same bytes."""
-    with plotting.default_style():
+    with figures.default_style():
         drawn = _figures(record)
-        pages = {f"figures/{name}.png": seal_png(plotting.png_bytes(figure)) for name, figure in drawn.items()}
+        pages = {f"figures/{name}.png": seal_png(figures.png_bytes(figure)) for name, figure in drawn.items()}
     return pages | {"README.md": seal_text(_text(record))}
 
 

@@ -1,17 +1,13 @@
-"""Records in, figures out: curves, galleries, Grad-CAM panels, the confusion matrix, schedules.
+"""Records in, figures out: galleries, Grad-CAM panels, the confusion matrix, and the figures of `curves`.
 
 Nothing here computes a prediction, shows a window or touches matplotlib's settings. A figure takes its
 background and its text colour from the style in force, light or dark; in a notebook it is shown once, as
 the value of its cell.
 """
 
-import io
-import statistics
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,174 +15,27 @@ from torch import Tensor, nn
 
 from .batches import check_classes
 from .checks import check_whole
+from .curves import plot_history, plot_lr_find, plot_schedule
+from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten
 from .gradcam import GradCAM, overlay
-from .history import History
 from .transforms import Normalize, denormalize, unclamped_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours (2008), told apart by every kind of colour vision, without their black and yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-BLUE, ORANGE, *_ = COLOURS
-GREY = "#808080"
+__all__ = [
+    "draw_gradcam",
+    "plot_augmentations",
+    "plot_confusion",
+    "plot_gradcam",
+    "plot_history",
+    "plot_images",
+    "plot_lr_find",
+    "plot_schedule",
+]
+
 COLOUR_KEY = "dark blue: nothing, yellow: most"
-WIDTH = 10.0  # inches: the width of a README at 100 dots an inch
-
-
-def _new_figure(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple["Figure", list[list["Axes"]]]:
-    """Return a figure and its axes by row; closed for pyplot, which would show it a second time."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    plt.close(figure)
-    return figure, [list(row) for row in axes]
-
-
-@contextmanager
-def default_style() -> Iterator[None]:
-    """Draw on white in matplotlib's own style, whatever style is in force."""
-    import matplotlib.style
-
-    with matplotlib.style.context("default"):
-        yield
-
-
-def png_bytes(figure: "Figure") -> bytes:
-    """Return a figure as the content of a PNG file at 100 dots an inch; the same figure gives the same bytes."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
-    return content.getvalue()
-
-
-def _tidy(axis: "Axes") -> None:
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _count_along_x(axis: "Axes", count: int) -> None:
-    """Set whole numbers along the x axis, 1 alone where there is nothing else."""
-    axis.locator_params(axis="x", integer=True)
-    if count == 1:
-        axis.set_xticks([1])
-
-
-def _drops(rates: list[float]) -> list[int]:
-    """Return the places of a rate that falls, having held the place before or holding the place after."""
-    holds = [False, *(now == before for before, now in pairwise(rates)), False]  # whether it is as one place before
-    return [at for at in range(1, len(rates)) if rates[at] < rates[at - 1] and (holds[at - 1] or holds[at + 1])]
-
-
-def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
-    """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
-
-    A rate drops if it falls and held before or holds then; that of one cycle falls all the time.
-
-    Args:
-        history: what `fit` returned, or several by name, to compare them.
-        tested: what the images are called that the run was tested on, as "validation".
-
-    Raises:
-        ValueError: there is none, or one without a finished epoch.
-    """
-    if not isinstance(history, History | Mapping):
-        raise TypeError(f"plot_history takes what fit returned, or several by name, not {type(history).__name__}")
-    runs = {"": history} if isinstance(history, History) else dict(history)
-    if not runs:
-        raise ValueError("there is no history to draw; pass one, or several by name")
-    figure, (axes,) = _new_figure(1, 2, 4.0)
-    for number, (name, run) in enumerate(runs.items()):
-        colours = (BLUE, ORANGE) if len(runs) == 1 else (COLOURS[number % len(COLOURS)],) * 2
-        best = run.best
-        epochs = [row["epoch"] for row in run.rows]
-        drops = _drops([row["lr"] for row in run.rows])
-        for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-            train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
-            dots = "." if len(epochs) <= 60 else None
-            axis.plot(epochs, train, color=colours[0], linestyle="--", marker=dots, label=f"{name} train".strip())
-            axis.plot(epochs, test, color=colours[1], marker=dots, label=f"{name} {tested}".strip())
-            label = f"{name} best: {best['test_accuracy']:.2f}%, epoch {best['epoch']}".strip()
-            (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=label)
-            ring.set(markersize=11, fillstyle="none")
-            if kind == "loss" and max(test) > 10 * max(train) and min(train + test) > 0:
-                axis.set_yscale("log")  # else an epoch gone astray flattens all the others
-            if len(runs) == 1:
-                for place, epoch in enumerate(drops):
-                    line = axis.axvline(epochs[epoch] - 0.5, color=GREY, linewidth=1, linestyle=":")
-                    line.set_label("_" if place else "rate drops")
-    for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
-        axis.set(xlabel="epoch", ylabel=label)
-        _count_along_x(axis, max(len(run) for run in runs.values()))
-        _tidy(axis)
-    # below the axes, where it covers no curve
-    columns = 4 if len(runs) == 1 else 3
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=8)
-    return figure
-
-
-def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | History, unit: str = "step") -> "Figure":
-    """Draw the learning rate by step, or by epoch.
-
-    Args:
-        rates: one rate a step, several such lists by name, or a history, whose rates are by epoch.
-        unit: what is counted.
-
-    Raises:
-        TypeError: a scheduler was given, or no list of rates.
-        ValueError: there is no rate.
-    """
-    if hasattr(rates, "optimizer"):
-        raise TypeError(
-            "plot_schedule takes rates; plot_schedule(eva.learning_rates(scheduler, steps)) draws a scheduler"
-        )
-    if isinstance(rates, History):
-        rates, unit = [row["lr"] for row in rates.rows], "epoch"
-    try:
-        named = rates if isinstance(rates, Mapping) else {"": rates}
-        runs = {name: [float(rate) for rate in values] for name, values in named.items()}
-    except (TypeError, ValueError):
-        raise TypeError(f"plot_schedule takes a list of rates, several by name, or a history, not {rates!r}") from None
-    if not all(len(values) for values in runs.values()) or not runs:
-        raise ValueError("there is no rate to draw; pass at least one for each name")
-    figure, ((axis,),) = _new_figure(1, 1, 3.2, 6.0)
-    for number, (name, values) in enumerate(runs.items()):
-        drawn = "steps-mid" if len(values) <= 60 else "default"
-        dot = "." if len(values) <= 60 else None
-        colour = COLOURS[number % len(COLOURS)]
-        axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=name)
-    axis.set(xlabel=unit, ylabel="learning rate")
-    _count_along_x(axis, max(len(values) for values in runs.values()))
-    _tidy(axis)
-    if len(runs) > 1:
-        axis.legend(fontsize=8, framealpha=0.6)
-    return figure
-
-
-def plot_lr_find(curve: Any) -> "Figure":
-    """Draw the smoothed loss by learning rate, with the suggested rate marked if there is one.
-
-    Args:
-        curve: what `lr_find` returned.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if not isinstance(curve, tuple) or len(curve) != 3:
-        raise TypeError(f"plot_lr_find takes what lr_find returned, not {type(curve).__name__}")
-    rates, losses, suggestion = curve
-    figure, ((axis,),) = _new_figure(1, 1, 3.6, 6.0)
-    axis.plot(rates, losses, color=BLUE)
-    if suggestion is None:
-        axis.set_title("the loss does not fall by a tenth: no suggestion", fontsize=9)
-    else:
-        axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
-        axis.legend(fontsize=8, framealpha=0.6)
-    axis.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)")
-    low, high = min(losses), max(losses[0], statistics.median(losses))
-    axis.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.5 * (high - low) + 1e-3)  # not the divergence at the end
-    _tidy(axis)
-    return figure
 
 
 def plot_confusion(predictions: Any, data: Any) -> "Figure":
@@ -204,11 +53,11 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     size = len(counts)
     side = min(12.0, max(4.0, 1.6 + 0.62 * size))
-    figure, ((axis,),) = _new_figure(1, 1, side * 0.92, side)
+    figure, ((axis,),) = new_figure(1, 1, side * 0.92, side)
     shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
-    names = [_shorten(name, 18) for name in data.classes]
-    small = 9 if size <= 20 else max(2.5, 440 / size)
+    names = [shorten(name, 18) for name in data.classes]
+    small = min(9, max(2.5, 440 / size))
     axis.set_xticks(range(size), names, rotation=90, fontsize=small)
     axis.set_yticks(range(size), names, fontsize=small)
     axis.set(xlabel="predicted", ylabel="actual", title=f"{predictions.accuracy:.2f}% of {len(predictions)} images")
@@ -231,14 +80,14 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
     _check_figure_arguments(records, data)
     columns = 5
     rows = max(1, -(-len(records) // columns))
-    figure, axes = _new_figure(rows, columns, 0.5 + 2.7 * rows)
+    figure, axes = new_figure(rows, columns, 0.5 + 2.7 * rows)
     figure.suptitle(_heading(records), fontsize=12)
     cells = [axis for row in axes for axis in row]
     for axis, record in zip(cells, records, strict=False):
         right = record.predicted == record.target
         _show(axis, denormalize(record.image, data.mean, data.std))
-        named = f"predicted: {_shorten(data.classes[record.predicted], 16)}\nconfidence {100 * record.confidence:.0f}%"
-        actual = _shorten(data.classes[record.target], 18)
+        named = f"predicted: {shorten(data.classes[record.predicted], 16)}\nconfidence {100 * record.confidence:.0f}%"
+        actual = shorten(data.classes[record.target], 18)
         axis.set_title(named, fontsize=9, color=BLUE if right else ORANGE)
         axis.set_xlabel(f"#{record.index}" if right else f"actual: {actual}\n#{record.index}", fontsize=9)
     _hide(cells[len(records) :])
@@ -289,7 +138,7 @@ def draw_gradcam(
         true_maps: for the true classes; only of one layer are they drawn.
     """
     if not records:
-        figure, axes = _new_figure(1, 1, 1.2)
+        figure, axes = new_figure(1, 1, 1.2)
         figure.suptitle(_heading(records), fontsize=12)
         _hide(axes[0])
         return figure
@@ -303,7 +152,7 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -
     columns = 1 + 2 * len(maps)
     cell = WIDTH / columns
     lines = 3 + any(record.predicted != record.target for record in records)
-    figure, axes = _new_figure(len(records), columns, 0.8 + (cell + 0.135 * lines) * len(records))
+    figure, axes = new_figure(len(records), columns, 0.8 + (cell + 0.135 * lines) * len(records))
     figure.suptitle(f"{_heading(records)}: Grad-CAM for the predicted class\n{COLOUR_KEY}", fontsize=12)
     for number, (row, record) in enumerate(zip(axes, records, strict=True)):
         image = denormalize(record.image, data.mean, data.std)
@@ -315,7 +164,7 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -
             heat.imshow(layer_maps[number].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             _frame(heat)
             if number % 5 == 0:
-                over.set_title(_shorten(layer, 14), fontsize=9)
+                over.set_title(shorten(layer, 14), fontsize=9)
                 heat.set_title("map", fontsize=9)
     return figure
 
@@ -326,7 +175,7 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     rows = -(-len(records) // groups)
     names = [[_wrapped(data.classes[number]) for number in (record.predicted, record.target)] for record in records]
     lines = 3.5 + max(name.count("\n") for pair in names for name in pair) + (not (predicted.any() and true.any()))
-    figure, axes = _new_figure(rows, cells * groups, 0.8 + (WIDTH / (cells * groups) + 0.14 * lines) * rows)
+    figure, axes = new_figure(rows, cells * groups, 0.8 + (WIDTH / (cells * groups) + 0.14 * lines) * rows)
     figure.suptitle(f"{_heading(records)}: Grad-CAM at {layer}\n{COLOUR_KEY}", fontsize=12)
     for number, record in enumerate(records):
         row, column = divmod(number, groups)
@@ -361,7 +210,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
     seen = next(iter(loader))[0][:n].cpu()
     columns = min(8, len(seen))
     rows = -(-len(seen) // columns)
-    figure, axes = _new_figure(2 * rows, columns, 0.5 + 2.6 * rows)
+    figure, axes = new_figure(2 * rows, columns, 0.5 + 2.6 * rows)
     steps = " → ".join(type(getattr(part, "pipeline", part)).__name__ for part in loader.transform)
     figure.suptitle(f"Epoch {loader.epoch}, as stored and as the model sees it: {steps}", fontsize=11)
     for place, (position, image) in enumerate(zip(loader.order().tolist(), seen, strict=False)):
@@ -422,23 +271,18 @@ def _heading(records: Sequence[Any]) -> str:
 
 
 def _caption(record: Any, data: Any) -> str:
-    predicted, actual = (_shorten(data.classes[number], 11) for number in (record.predicted, record.target))
+    predicted, actual = (shorten(data.classes[number], 11) for number in (record.predicted, record.target))
     lines = [f"#{record.index}", f"predicted: {predicted}", f"confidence {100 * record.confidence:.0f}%"]
     return "\n".join(lines if record.predicted == record.target else [*lines, f"actual: {actual}"])
 
 
-def _shorten(name: str, width: int = 22) -> str:
-    name = name if len(name) <= width else name[: width - 1] + "…"
-    return name.replace("$", r"\$")
-
-
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(_shorten(name), 13))
+    return "\n".join(textwrap.wrap(shorten(name), 13))
 
 
 def _show(axis: "Axes", image: Tensor) -> None:
-    """Draw an image (3, H, W) in [0, 1], each pixel a crisp square."""
-    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    """Draw an image (3, H, W), or a grey one (1, H, W), in [0, 1], each pixel a crisp square."""
+    axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
     _frame(axis)
 
 

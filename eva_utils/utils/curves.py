@@ -1,0 +1,149 @@
+"""Curves: loss and accuracy by epoch, learning rates by step, the loss by learning rate."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from .figures import BLUE, COLOURS, GREY, ORANGE, new_figure, shorten, tidy
+from .history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = (".", "x", "^", "s")  # a mark for every so many runs as there are colours
+
+
+def _count_along_x(axis: "Axes", count: int) -> None:
+    """Set whole numbers along the x axis, 1 alone where there is nothing else."""
+    axis.locator_params(axis="x", integer=True)
+    if count == 1:
+        axis.set_xticks([1])
+
+
+def _drops(rates: list[float]) -> list[int]:
+    """Return the places of a rate that falls, having held the place before or holding the place after."""
+    holds = [False, *(now == before for before, now in pairwise(rates)), False]  # whether it is as one place before
+    return [at for at in range(1, len(rates)) if rates[at] < rates[at - 1] and (holds[at - 1] or holds[at + 1])]
+
+
+def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
+    """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
+
+    A rate drops if it falls and held before or holds then; that of one cycle falls all the time.
+
+    Args:
+        history: what `fit` returned, or several by name, to compare them.
+        tested: what the images are called that the run was tested on, as "validation".
+
+    Raises:
+        ValueError: there is none, or one without a finished epoch.
+    """
+    if not isinstance(history, History | Mapping):
+        raise TypeError(f"plot_history takes what fit returned, or several by name, not {type(history).__name__}")
+    runs = {"": history} if isinstance(history, History) else dict(history)
+    if not runs:
+        raise ValueError("there is no history to draw; pass one, or several by name")
+    alone = len(runs) == 1
+    figure, (axes,) = new_figure(1, 2, 4.0 + (0 if alone else 0.16 * -(-len(runs) // 2)))
+    for number, (name, run) in enumerate(runs.items()):
+        best = run.best
+        epochs = [row["epoch"] for row in run.rows]
+        drops = _drops([row["lr"] for row in run.rows])
+        share = f"{best['test_accuracy']:.2f}%, epoch {best['epoch']}"
+        names = ("train", tested, f"best: {share}") if alone else ("_", f" {shorten(name)}, best: {share}", "_")
+        colours = (BLUE, ORANGE) if alone else (COLOURS[number % len(COLOURS)],) * 2
+        dots: dict[str, Any] = {
+            "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
+            "markevery": max(1, len(epochs) // 30),
+        }
+        for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+            train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
+            axis.plot(epochs, train, color=colours[0], linestyle="--", label=names[0], **dots)
+            axis.plot(epochs, test, color=colours[1], label=names[1], **dots)
+            (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=names[2])
+            ring.set(markersize=11, fillstyle="none")
+            if kind == "loss" and max(test) > 10 * max(train) and min(train + test) > 0:
+                axis.set_yscale("log")  # else one diverged epoch flattens all the others
+            if alone:
+                for place, epoch in enumerate(drops):
+                    line = axis.axvline(epochs[epoch] - 0.5, color=GREY, linewidth=1, linestyle=":")
+                    line.set_label("_" if place else "rate drops")
+    for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
+        _count_along_x(axis, max(len(run) for run in runs.values()))
+        tidy(axis)
+    if not alone:
+        axes[0].plot([], [], color=GREY, linestyle="--", label="train")
+        axes[0].plot([], [], color=GREY, label=tested)
+    # below the axes, where it covers no curve
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4 if alone else 2, fontsize=8)
+    return figure
+
+
+def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | History, unit: str = "step") -> "Figure":
+    """Draw the learning rate by step, or by epoch.
+
+    Args:
+        rates: one rate a step, several such lists by name, or a history, whose rates are by epoch.
+        unit: what is counted.
+
+    Raises:
+        TypeError: a scheduler was given, or no list of rates.
+        ValueError: there is no rate.
+    """
+    if hasattr(rates, "optimizer"):
+        raise TypeError(
+            "plot_schedule takes rates; plot_schedule(eva.learning_rates(scheduler, steps)) draws a scheduler"
+        )
+    if isinstance(rates, History):
+        rates, unit = [row["lr"] for row in rates.rows], "epoch"
+    try:
+        named = rates if isinstance(rates, Mapping) else {"": rates}
+        runs = {name: [float(rate) for rate in values] for name, values in named.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"plot_schedule takes a list of rates, several by name, or a history, not {rates!r}") from None
+    if not all(len(values) for values in runs.values()) or not runs:
+        raise ValueError("there is no rate to draw; pass at least one for each name")
+    figure, ((axis,),) = new_figure(1, 1, 3.2, 6.0)
+    for number, (name, values) in enumerate(runs.items()):
+        drawn = "steps-mid" if len(values) <= 60 else "default"
+        dot = "." if len(values) <= 60 else None
+        colour = COLOURS[number % len(COLOURS)]
+        axis.plot(
+            range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=f" {shorten(name)}"
+        )
+    axis.set(xlabel=unit, ylabel="learning rate")
+    _count_along_x(axis, max(len(values) for values in runs.values()))
+    tidy(axis)
+    if len(runs) > 1:
+        axis.legend(fontsize=8, framealpha=0.6)
+    return figure
+
+
+def plot_lr_find(curve: Any) -> "Figure":
+    """Draw the smoothed loss by learning rate, with the suggested rate marked if there is one.
+
+    Args:
+        curve: what `lr_find` returned.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(curve, tuple) or len(curve) != 3:
+        raise TypeError(f"plot_lr_find takes what lr_find returned, not {type(curve).__name__}")
+    rates, losses, suggestion = curve
+    figure, ((axis,),) = new_figure(1, 1, 3.6, 6.0)
+    axis.plot(rates, losses, color=BLUE)
+    if suggestion is None:
+        axis.set_title("the loss does not fall by a tenth: no suggestion", fontsize=9)
+    else:
+        axis.axvline(suggestion, color=ORANGE, linestyle="--", label=f"steepest slope: {suggestion:.1e}")
+        axis.legend(fontsize=8, framealpha=0.6)
+    axis.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)")
+    low, high = min(losses), max(losses[0], statistics.median(losses))
+    axis.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.5 * (high - low) + 1e-3)  # not the divergence at the end
+    tidy(axis)
+    return figure
