@@ -20,7 +20,6 @@ from .utils.batches import (
     check_loss,
     check_outputs,
     failure_explained,
-    warn_of_softmax,
 )
 from .utils.checkpoint import check_resumable, is_trained, note_trained
 from .utils.checks import (
@@ -165,8 +164,6 @@ def _forward(
     check_logits(logits, images)
     if not len(labels):
         return logits
-    if number == 0:
-        warn_of_softmax(logits)
     # Labels already on a device are checked once a pass, since reading them waits for it.
     if number == 0 or labels.device.type == "cpu":
         check_labels(labels, logits.shape[1], f"{kind} {number}")
@@ -272,6 +269,7 @@ def fit(
     ema, clip = (None if value is None else float(value) for value in (ema, clip))
     if seed is not None:
         check_seed(seed)
+        seed = int(seed)
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     check_compile(compile, place)
     processes.check_together(model, criterion, place)
@@ -392,7 +390,8 @@ def fit(
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "out of memory") if isinstance(error, RuntimeError) else ()  # CPU, MPS
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def _explain(error: BaseException, epoch: int, loader: Any) -> None:

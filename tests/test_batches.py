@@ -104,6 +104,11 @@ def test_logits_and_log_probabilities_are_not_warned_of(recwarn):
     assert not [warning for warning in recwarn if "softmax" in str(warning.message)]
 
 
+def test_a_loss_that_takes_probabilities_is_given_them(recwarn):
+    fit(Returns(lambda z: z.softmax(1)), [(IMAGES, LABELS)], criterion=lambda p, t: nn.functional.nll_loss(p.log(), t))
+    assert not [warning for warning in recwarn if "softmax" in str(warning.message)]
+
+
 def test_the_warning_of_a_softmax_comes_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")

@@ -28,6 +28,8 @@ def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):
         inferred = TinyNet()
     with pytest.raises(ValueError, match=r"made inside torch\.inference_mode\(\) or on the meta device"):
         fit(inferred, [(IMAGES, LABELS)])
+    with pytest.raises(ValueError, match=r"lazy layers that have seen no image.*run a batch through it first"):
+        fit(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), [(IMAGES, LABELS)])
     optimizer = torch.optim.SGD(tiny_net.conv.parameters(), lr=0.1)
     tiny_net.conv.requires_grad_(False)
     with pytest.raises(ValueError, match="every parameter of the optimizer is frozen"):
@@ -35,7 +37,12 @@ def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), MemoryError()]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        MemoryError(),
+    ],
 )
 def test_lack_of_memory_names_the_batch_size_and_a_smaller_one(error, tiny_net, tmp_path):
     held = []

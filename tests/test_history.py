@@ -1,6 +1,13 @@
-import pytest
+from functools import partial
 
-from eva_utils.utils.history import History
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ConstantLR
+
+from eva_utils.utils.history import History, describe_run
 
 
 def row(epoch, accuracy):
@@ -18,6 +25,15 @@ def test_json_gives_back_the_same_record():
     )
     assert History.from_json(history.to_json()) == history
     assert History.from_json(History().to_json()) == History()
+
+
+def test_a_loss_is_described_by_its_options_or_those_it_is_given():
+    batches, optimizer = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))], SGD([torch.zeros(1)], lr=0.1)
+    scheduler, found = ConstantLR(optimizer, factor=1), []
+    for loss in (nn.CrossEntropyLoss(label_smoothing=0.1), partial(F.cross_entropy, label_smoothing=0.1)):
+        found.append(describe_run(nn.Linear(1, 1), optimizer, scheduler, loss, batches, batches)["criterion"])
+    assert found[0].items() >= {"class": "CrossEntropyLoss", "label_smoothing": 0.1}.items()
+    assert found[1] == {"class": "cross_entropy", "label_smoothing": 0.1}
 
 
 def test_no_epoch_has_no_best():

@@ -11,9 +11,9 @@ from torch import nn
 from eva_utils.models import create_model
 from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
-from eva_utils.utils.preflight import preflight
+from eva_utils.utils.preflight import augmentation_checks, preflight
 from eva_utils.utils.runtime import rng_state
-from eva_utils.utils.transforms import Compose, Normalize, RandomCrop
+from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,14 @@ def test_test_images_among_the_training_images(data):
     problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, test=test)))
     found = problems["train and test share no image"].found
     assert found == "30 of 30 test images are training images too"
+
+
+def test_a_flip_is_looked_for_on_an_image_that_shows_it(data):
+    images = torch.zeros(64, 3, 8, 8, dtype=torch.uint8)
+    images[1:, :, :, 0] = 200
+    transform = Compose(RandomHorizontalFlip(), Normalize(data.mean, data.std))
+    (check,) = augmentation_checks(Loader(images, torch.zeros(64, dtype=torch.int64), transform))
+    assert check.passed and "2 kinds of 64 copies of one" in check.found
 
 
 class Forgets(nn.Module):

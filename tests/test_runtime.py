@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from eva_utils import main as engine
 from eva_utils.utils import runtime
 
 
@@ -23,6 +24,12 @@ def test_seeds_and_states_reach_every_generator():
     assert draw() == second != first
     runtime.seed_everything(7)
     assert draw() == first
+
+
+def test_a_seed_may_be_numpys(tiny_net, loaders):
+    runtime.seed_everything(np.int64(7))
+    history = engine.fit(tiny_net, *loaders, epochs=1, seed=np.int64(7), log=None, device="cpu")
+    assert type(history.settings["seed"]) is int
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "1", True, None])

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .names import first_line
@@ -81,7 +82,10 @@ def check_logits(logits: Any, images: Tensor) -> None:
 
 
 def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
-    """Raise unless a criterion returned one number, with a gradient where one is wanted, of inputs it is made for."""
+    """Raise unless a criterion returned one number, with a gradient where one is wanted, of inputs it is made for.
+
+    Cross entropy of what a softmax returned is warned of.
+    """
     if not isinstance(loss, Tensor) or loss.ndim:
         found = _kind(loss) if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(
@@ -93,6 +97,8 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
             "the loss has no gradient; compute it from the logits with torch operations, without detach(), argmax() "
             "or numpy"
         )
+    if isinstance(criterion, nn.CrossEntropyLoss) or criterion is F.cross_entropy:
+        warn_of_softmax(logits)
     totals = logits.detach().float().logsumexp(dim=1)
     rounding = 1e-2 if logits.dtype == torch.float32 else 0.1
     if isinstance(criterion, nn.NLLLoss) and (totals[totals.isfinite()].abs() > rounding).any():

@@ -13,7 +13,7 @@ from .checks import check_whole
 from .history import History
 from .names import unknown_name
 from .rules import Finding, equal
-from .runtime import keep_rng
+from .runtime import keep_rng, unwrap
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,7 @@ def _findings(
     settings, rows = history.settings, history.rows
     if not rows:
         raise ValueError("no epoch has finished, so there is nothing to audit")
+    model = unwrap(model)
     trained, criterion = settings["train_loader"], settings["criterion"]
     counts: tuple = (trained.get("images"), count_images(data.test))
     if None not in counts and getattr(data, "test_share", None) is not None:

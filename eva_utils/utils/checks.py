@@ -38,7 +38,7 @@ def check_real(name: str, value: object, low: float, high: float = math.inf, *, 
 
 def check_seed(seed: object) -> None:
     """Raise ValueError unless the seed is one that python, numpy and torch all take."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
         raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed!r}")
 
 
@@ -116,6 +116,11 @@ def check_fit(
     check_whole("epochs", epochs, 1)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        raise ValueError(
+            "the model has lazy layers that have seen no image, so their weights are yet to be made; run a batch "
+            "through it first, model(next(iter(train_loader))[0])"
+        )
     if any(parameter.is_inference() or parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "the model was made inside torch.inference_mode() or on the meta device, so it cannot be trained; "

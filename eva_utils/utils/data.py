@@ -85,6 +85,7 @@ def load_data(
     check_whole("validation", validation, 0)
     check_whole("workers", workers, 0)
     check_seed(seed)
+    seed = int(seed)
     if size is not None:
         check_whole("size", size, 8, 10_000)
     if limit is not None:

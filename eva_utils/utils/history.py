@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sized
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 # What a scheduler counts as it goes, and what only says how a step is computed.
@@ -81,15 +82,22 @@ def describe_run(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "optimizer": {"class": type(optimizer).__name__, **groups},
         "scheduler": {"class": type(scheduler).__name__, **_plain(vars(scheduler), _RUNNING)},
-        "criterion": {
-            "class": getattr(criterion, "__name__", type(criterion).__name__),
-            **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
-            **{name: value.tolist() for name, value in getattr(criterion, "named_buffers", dict)()},
-            **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},
-        },
+        "criterion": _describe_criterion(criterion),
         "batches": len(train_loader),
         "train_loader": _describe_loader(train_loader),
         "test_loader": _describe_loader(test_loader),
+    }
+
+
+def _describe_criterion(criterion: Any) -> dict[str, Any]:
+    """Return class or function and options; of parameters, which training changes, the shapes."""
+    if isinstance(criterion, partial):
+        return {**_describe_criterion(criterion.func), **_plain(criterion.keywords, set())}
+    return {
+        "class": getattr(criterion, "__name__", type(criterion).__name__),
+        **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
+        **{name: value.tolist() for name, value in getattr(criterion, "named_buffers", dict)()},
+        **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},
     }
 
 

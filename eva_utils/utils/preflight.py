@@ -211,6 +211,7 @@ def augmentation_checks(train: Loader) -> list[Check]:
     else:
         images = next(iter(DataLoader(train.images, DRAWS, generator=torch.Generator())))
     images = images[torch.arange(DRAWS) % len(images)]
+    varied = images[images.float().flatten(1).std(dim=1).argmax()]  # an even image would not show a flip
     augmentations = [part for part in train.transform if not isinstance(part, Normalize)]
     if not augmentations:
         return [Check("augmentation changes pixels", True, "none is asked for")]
@@ -222,7 +223,7 @@ def augmentation_checks(train: Loader) -> list[Check]:
         without[place] = _Discarded(part)
         seen, unchanged = (way(images.clone(), torch.Generator().manual_seed(0)) for way in (train.transform, without))
         changed = (seen != unchanged).flatten(1).any(1).float().mean().item()
-        copies = part(images[:1].expand(DRAWS, -1, -1, -1).clone(), torch.Generator().manual_seed(0))
+        copies = part(varied[None].expand(DRAWS, -1, -1, -1).clone(), torch.Generator().manual_seed(0))
         kinds = len({copy.numpy().tobytes() for copy in copies})
         checks.append(
             Check(
