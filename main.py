@@ -20,7 +20,7 @@ import eva_utils as eva
 from eva_utils.models.norms import NORMS
 from eva_utils.utils import processes
 from eva_utils.utils.brief import BRIEFS, find_brief
-from eva_utils.utils.checkpoint import check_folder, write_atomic
+from eva_utils.utils.checkpoint import check_folder
 from eva_utils.utils.checks import check_averaging, check_real, check_warmup, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.lock import locked
@@ -29,6 +29,7 @@ from eva_utils.utils.optim import OPTIMIZERS, SCHEDULERS, make_optimizer, make_p
 from eva_utils.utils.runtime import PRECISIONS, can_fuse, pick_device, pick_precision
 from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES, test_transform
+from eva_utils.utils.verified import write_atomic
 
 STOPPED = 130  # the exit status of a program that Ctrl-C has ended
 

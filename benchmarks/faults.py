@@ -33,6 +33,7 @@ from test_processes import together, told
 
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
+from eva_utils.utils import verified
 from eva_utils.utils.data import load_data
 from eva_utils.utils.runtime import hardware, pick_device, seed_everything
 
@@ -90,7 +91,7 @@ def resumed(out, **options):
 def on_disk(out):
     try:
         state = disk.latest_state(out / "run", lambda line: None) if (out / "run").exists() else None
-    except disk.DamagedFileError:
+    except verified.DamagedFileError:
         return 0
     return 0 if state is None else state["epoch"]
 
@@ -239,8 +240,8 @@ def hostile(bench):
         file, proof = out / "run" / "epoch-0001.pt", out / "proof"
         torch.save({"epoch": 1, "model": Payload(proof)}, file)
         if sealed:
-            content = file.read_bytes()[:-2] + (len(disk._MARK) + 64).to_bytes(2, "little") + disk._MARK
-            file.write_bytes(content + disk.hashlib.sha256(content).hexdigest().encode())
+            content = file.read_bytes()[:-2] + (len(verified._MARK) + 64).to_bytes(2, "little") + verified._MARK
+            file.write_bytes(content + verified.hashlib.sha256(content).hexdigest().encode())
         refused = False
         try:
             resumed(out)

@@ -16,7 +16,7 @@ from pathlib import Path
 import common  # first: it finds the package
 import torch
 
-from eva_utils.utils.checkpoint import load_verified
+from eva_utils.utils.verified import load_verified
 
 
 def train(count, images, out):

@@ -21,7 +21,7 @@ from .utils.batches import (
     check_outputs,
     failure_explained,
 )
-from .utils.checkpoint import check_resumable, is_trained, note_trained
+from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_averaging,
     check_fit,
@@ -58,6 +58,7 @@ from .utils.runtime import (
 )
 from .utils.state import RunState, is_trainable, own_generators, recorded_precision
 from .utils.stop import Stop
+from .utils.trained import is_trained, note_trained
 
 Log = Callable[[str], Any]
 Criterion = Callable[[Tensor, Tensor], Tensor]

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
+from eva_utils.utils import verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.runtime import seed_everything
 from eva_utils.utils.transforms import train_transform
@@ -108,7 +109,7 @@ def test_a_run_of_averaged_weights_resumes_exactly_and_saves_the_average(tmp_pat
     saved = Restless(TinyNet())
     disk.load_weights(saved, tmp_path / "run", "last")
     assert_equal_weights(stopped_model.state_dict(), saved.state_dict())
-    raw = disk.load_verified(tmp_path / "run" / "epoch-0002.pt")["model"]
+    raw = verified.load_verified(tmp_path / "run" / "epoch-0002.pt")["model"]
     assert any(not torch.equal(raw[name], saved.state_dict()[name]) for name in raw)
 
     resumed_model, resumed = make_run("plateau", **total)
@@ -177,7 +178,7 @@ def test_killed_at_any_moment_and_resumed_it_is_bit_identical(precision, tmp_pat
     resumed_model, resumed = make_run(epochs=30, precision=precision, checkpoint=folder, resume="auto")
     assert without_time(resumed) == without_time(history)
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())
-    assert_equal_weights(disk.load_verified(folder / "last.pt"), model.state_dict())
+    assert_equal_weights(verified.load_verified(folder / "last.pt"), model.state_dict())
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",         "best.pt", "epoch-0029.pt", "epoch-0030.pt", "history.json", "last.pt",
     ]  # fmt: skip
@@ -324,11 +325,11 @@ def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, mes
 def test_options_that_another_torch_has_do_not_stop_a_resume(tmp_path):
     engine.fit(**other_run(), epochs=1, checkpoint=tmp_path)
     path = tmp_path / "epoch-0001.pt"
-    state = disk.load_verified(path)
+    state = verified.load_verified(path)
     settings = state["history"]["settings"]
     settings["scheduler"]["verbose"] = False
     del settings["optimizer"]["group 0"]["maximize"]
-    disk.save_verified(path, state)
+    verified.save_verified(path, state)
     assert len(engine.fit(**other_run(), epochs=2, checkpoint=tmp_path, resume=True)) == 2
     run = other_run()
     run["optimizer"].add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
@@ -385,10 +386,10 @@ def test_a_precision_that_this_machine_emulates_is_warned_of(tmp_path, monkeypat
 @pytest.mark.filterwarnings("ignore:the run was trained in bfloat16")
 def test_a_finished_run_of_a_gpu_is_loaded_where_its_precision_is_missing(tmp_path):
     model, history = make_run(epochs=1, checkpoint=tmp_path)
-    state = disk.load_verified(tmp_path / "epoch-0001.pt")
+    state = verified.load_verified(tmp_path / "epoch-0001.pt")
     state["history"]["settings"]["precision"] = "float16"
     state["scaler"] = torch.amp.GradScaler("cpu").state_dict()
-    disk.save_verified(tmp_path / "epoch-0001.pt", state)
+    verified.save_verified(tmp_path / "epoch-0001.pt", state)
     for precision in ("auto", "bfloat16"):
         again, loaded = make_run(epochs=1, checkpoint=tmp_path, precision=precision, resume=True)
         assert (loaded.rows, loaded.settings["precision"]) == (history.rows, "float16")
@@ -409,7 +410,7 @@ def test_a_finished_run_is_loaded_in_float16_though_it_left_no_scale(tmp_path, m
 
 def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
     path = tmp_path / "state.pt"
-    disk.save_verified(path, {"weight": torch.randn(50), "epoch": 3})
+    verified.save_verified(path, {"weight": torch.randn(50), "epoch": 3})
     content = path.read_bytes()
     rng = random.Random(0)
     damaged = [content[:length] for length in (0, 1, 70, len(content) // 2, len(content) - 1)]
@@ -421,8 +422,8 @@ def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
     accepted = 0
     for version in damaged:
         path.write_bytes(version)
-        with pytest.raises(disk.DamagedFileError, match="is damaged or was not saved by this package"):
-            disk.load_verified(path)
+        with pytest.raises(verified.DamagedFileError, match="is damaged or was not saved by this package"):
+            verified.load_verified(path)
         try:
             torch.load(io.BytesIO(version), weights_only=True)
             accepted += 1
@@ -430,7 +431,7 @@ def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
             pass
     assert accepted > 50  # torch.load alone would have taken these
     path.write_bytes(content)
-    assert disk.load_verified(path)["epoch"] == 3
+    assert verified.load_verified(path)["epoch"] == 3
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
@@ -453,22 +454,22 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
-    disk.save_verified(path, {"epoch": 1})
+    verified.save_verified(path, {"epoch": 1})
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk.os, "fsync", full)
+    monkeypatch.setattr(verified.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        disk.save_verified(path, {"epoch": 2})
-    assert disk.load_verified(path) == {"epoch": 1} and [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+        verified.save_verified(path, {"epoch": 2})
+    assert verified.load_verified(path) == {"epoch": 1} and [item.name for item in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_only_tensors_and_plain_values_are_saved(tmp_path):
     with pytest.raises(TypeError, match=r"state\.pt would hold more than tensors and plain values: .*Fraction"):
         from fractions import Fraction
 
-        disk.save_verified(tmp_path / "state.pt", {"rate": Fraction(1, 3)})
+        verified.save_verified(tmp_path / "state.pt", {"rate": Fraction(1, 3)})
     assert not list(tmp_path.iterdir())
 
 
@@ -477,7 +478,7 @@ def test_load_weights_says_what_is_wrong(tmp_path):
         disk.load_weights(TinyNet(), tmp_path)
     with pytest.raises(ValueError, match="which is 'best' or 'last', not 'first'"):
         disk.load_weights(TinyNet(), tmp_path, "first")
-    disk.save_verified(tmp_path / "best.pt", TinyNet(5).state_dict())
+    verified.save_verified(tmp_path / "best.pt", TinyNet(5).state_dict())
     with pytest.raises(ValueError, match=r"does not fit this TinyNet: 'fc\.weight' is \(5, 6\) in the file"):
         disk.load_weights(TinyNet(4), tmp_path)
     model = TinyNet(5)

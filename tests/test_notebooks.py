@@ -11,9 +11,9 @@ from conftest import ROOT
 
 from assignment.run_notebook import as_shown, keep_outputs
 from eva_utils.utils.brief import BRIEFS
-from eva_utils.utils.checkpoint import load_verified
 from eva_utils.utils.history import History
 from eva_utils.utils.seal import is_sealed
+from eva_utils.utils.verified import load_verified
 
 # One cycle peaks after half of a short run, which may not be its first batch; the finder of eva6_s9 wants 16 batches.
 SMALLER = {

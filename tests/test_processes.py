@@ -13,7 +13,7 @@ from torch import nn
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils import checkpoint as disk
-from eva_utils.utils import processes
+from eva_utils.utils import processes, verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import train_transform
 
@@ -59,7 +59,7 @@ def test_they_agree_with_one_process(count, runs):
     assert len({row["lr"] for row in rows}) > 1  # the plateau has cut
     assert printed.count("EPOCH: 1") == 1 and printed.count("Test set") == 3
     assert "/13 (" in printed
-    single, several = (disk.load_verified(run / "best.pt") for run in (alone, out))
+    single, several = (verified.load_verified(run / "best.pt") for run in (alone, out))
     for name, weight in single.items():
         torch.testing.assert_close(several[name], weight, rtol=1e-4, atol=1e-5)
 

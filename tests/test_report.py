@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eva_utils import main as engine
 from eva_utils.utils.brief import Brief
-from eva_utils.utils.checkpoint import load_verified, load_weights, save_verified
+from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM
 from eva_utils.utils.history import History
@@ -29,6 +29,7 @@ from eva_utils.utils.page import escape, plus_minus, render, write_page
 from eva_utils.utils.predictions import predict
 from eva_utils.utils.report import write_report
 from eva_utils.utils.runtime import hardware
+from eva_utils.utils.verified import load_verified, save_verified
 
 
 @pytest.fixture(scope="module")

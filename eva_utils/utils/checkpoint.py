@@ -1,112 +1,22 @@
-"""A run on disk: verified files, written whole or not at all, and what to resume from.
+"""A run on disk: what its folder holds, and what to resume from.
 
 A run's folder holds the full state of its last two epochs (`epoch-0007.pt`), the weights of the best and
 of the last epoch as plain state_dicts (`best.pt`, `last.pt`), and the record (`history.json`).
-
-`torch.load` alone accepts a file in which bits have flipped. Every file here therefore ends with the
-SHA-256 of all that stands before it, placed in the comment that a zip archive may carry, so that
-`torch.load` still reads it. Files hold tensors and plain Python values only and are loaded with
-`weights_only=True`.
 """
 
-import hashlib
-import io
-import os
 import re
-import struct
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .runtime import unwrap
+from .trained import note_trained
+from .verified import DamagedFileError, load_verified, save_verified, write_atomic
 
-_MARK = b"sha256:"
-_SEAL_BYTES = len(_MARK) + 64
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
 _BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False, "processes": 1}
-
-
-_TRAINED: set[str] = set()  # digests of the weights that runs left or `load_weights` loaded, in this process
-
-
-class DamagedFileError(ValueError):
-    """A checkpoint whose content is not what was written."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old content is there or all of the new.
-
-    The content goes to a temporary file in the same folder, is flushed to the disk, read back and
-    compared, and then renamed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if hashlib.sha256(temporary.read_bytes()).digest() != hashlib.sha256(content).digest():
-            raise OSError(f"{path} was not written correctly: the disk returned other bytes; {path.name} is as it was")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_verified(path: Path, value: object) -> None:
-    """Save tensors and plain Python values with their checksum, atomically.
-
-    Raises:
-        TypeError: the value holds anything else, which `weights_only=True` would not load again.
-    """
-    buffer = io.BytesIO()
-    torch.save(_portable(value), buffer)
-    try:
-        torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = re.search(r"Unsupported .*", str(error))
-        raise TypeError(
-            f"{path.name} would hold more than tensors and plain values: {reason[0] if reason else error}"
-        ) from error
-    # A zip archive ends with the length of its comment, so far 0, and the comment.
-    content = buffer.getvalue()[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
-    write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
-
-
-def _portable(value: Any) -> Any:
-    """Bring tensors to the CPU and turn numpy's numbers into Python's, in dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) in (dict, OrderedDict):
-        return {key: _portable(part) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_portable, value))
-    return value
-
-
-def load_verified(path: Path) -> dict:
-    """Load what `save_verified` saved, onto the CPU.
-
-    Raises:
-        DamagedFileError: the file is truncated or changed.
-    """
-    content = Path(path).read_bytes()
-    if not is_whole(content):
-        raise DamagedFileError(f"{path} is damaged or was not saved by this package: its checksum does not fit")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def is_whole(content: bytes) -> bool:
-    """Whether a file's content is what `save_verified` wrote, by the checksum at its end."""
-    body, seal = content[:-64], content[-64:]
-    return body.endswith(_MARK) and hashlib.sha256(body).hexdigest().encode() == seal
 
 
 def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.Module:
@@ -137,23 +47,6 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     model_itself.load_state_dict(weights)
     note_trained(model_itself)
     return model
-
-
-def note_trained(model: nn.Module) -> None:
-    """Remember a model's weights as those of a run."""
-    _TRAINED.add(_digest(model))
-
-
-def is_trained(model: nn.Module) -> bool:
-    """Whether a model has weights that a run left or `load_weights` loaded, in this process."""
-    return _digest(model) in _TRAINED
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .checkpoint import check_folder, is_whole, write_atomic
+from .checkpoint import check_folder
+from .verified import is_whole, write_atomic
 
 # In the order in which they are copied: the record first, which says whose mirror this is, and what is made
 # from an epoch's state after that state.

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import figures, plotting
-from .checkpoint import write_atomic
 from .gradcam import LEAST_SIDE
 from .history import History
 from .predictions import HITS, MISTAKES, Predictions, Record, Records
 from .rules import FAIL, PASS, course, smoothing
 from .seal import is_sealed, seal_png, seal_text
+from .verified import write_atomic
 
 FIGURES = ("curves", "confusion", "correct", "correct_gradcam", "misclassified", "misclassified_gradcam")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import page
 from .batches import check_classes
 from .brief import Audit, Brief, audit, count_images, find_brief
-from .checkpoint import DamagedFileError, latest_state, load_verified, load_weights, save_verified
+from .checkpoint import latest_state, load_weights
 from .gradcam import GradCAM
 from .history import History
 from .lock import locked
@@ -22,6 +22,7 @@ from .predictions import Predictions, Records, predict
 from .rules import norm_kinds
 from .runtime import keep_rng, pick_device, pick_precision, unwrap, versions
 from .summary import summary
+from .verified import DamagedFileError, load_verified, save_verified
 
 RECORD = "report.pt"
 SHOWN = 20

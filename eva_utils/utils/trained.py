@@ -1,0 +1,24 @@
+"""Which weights are those of a run: a model that has them is not new."""
+
+import hashlib
+
+from torch import nn
+
+_TRAINED: set[str] = set()  # digests of the weights that runs left or `load_weights` loaded, in this process
+
+
+def note_trained(model: nn.Module) -> None:
+    """Remember a model's weights as those of a run."""
+    _TRAINED.add(_digest(model))
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether a model has weights that a run left or `load_weights` loaded, in this process."""
+    return _digest(model) in _TRAINED
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
