@@ -19,7 +19,7 @@ from torch import nn
 import eva_utils as eva
 from eva_utils.models.norms import NORMS
 from eva_utils.utils import processes
-from eva_utils.utils.brief import BRIEFS, find_brief
+from eva_utils.utils.assignments import BRIEFS, adapt, find_brief
 from eva_utils.utils.checkpoint import check_folder
 from eva_utils.utils.checks import check_averaging, check_real, check_warmup, check_whole
 from eva_utils.utils.data import Data
@@ -45,21 +45,7 @@ class Parser(argparse.ArgumentParser):
             except ValueError as error:
                 self.error(str(error))
             self.set_defaults(**options)
-            given = self.parse_known_args(args)[0]
-            if given.model != options["model"]:
-                self.set_defaults(last_stride=None)
-            if given.model in ("davidnet", "vit"):  # which standardize no weights
-                self.set_defaults(standardize=False)
-            if given.model == "vit":  # which has LayerNorm only
-                self.set_defaults(norm="layer")
-            if given.lr != options["lr"]:
-                self.set_defaults(lr_min=None)
-            if given.scheduler == "one_cycle":  # which takes no warmup
-                self.set_defaults(warmup=0)
-            elif given.epochs != options["epochs"]:
-                self.set_defaults(warmup=min(options.get("warmup", 0), max(given.epochs - 1, 0)))
-            if given.epochs != options["epochs"] and "peak_epoch" in options:
-                self.set_defaults(peak_epoch=min(options["peak_epoch"], given.epochs / 2))
+            self.set_defaults(**adapt(options, vars(self.parse_known_args(args)[0])))
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)

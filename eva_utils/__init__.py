@@ -44,7 +44,7 @@ _HOME = {
     "plot_lr_find": "utils.plotting",
     "plot_schedule": "utils.plotting",
     "preflight": "utils.preflight",
-    "Brief": "utils.brief",
+    "Brief": "utils.assignments",
     "audit": "utils.brief",
     "write_report": "utils.report",
     "summary": "utils.summary",

@@ -13,7 +13,8 @@ from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d
 from eva_utils.utils import rules
-from eva_utils.utils.brief import BRIEFS, Audit, Brief, audit, find_brief
+from eva_utils.utils.assignments import BRIEFS, Brief, find_brief
+from eva_utils.utils.brief import Audit, audit
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
 from eva_utils.utils.history import History, describe_run

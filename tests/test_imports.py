@@ -44,7 +44,8 @@ ALLOWED = {
     "utils.verified": set(),
     "utils.batches": {"utils.names"},
     "utils.checks": set(),
-    "utils.brief": {"utils.history", "utils.rules", "utils.runtime"},
+    "utils.assignments": {"utils.rules"},
+    "utils.brief": {"utils.assignments", "utils.history", "utils.rules", "utils.runtime"},
     "utils.notebook": set(),
     "utils.seal": set(),
     "utils.cutout": set(),
@@ -71,6 +72,7 @@ ALLOWED = {
         "utils.verified",
     },
     "utils.report": {
+        "utils.assignments",
         "utils.brief",
         "utils.checkpoint",
         "utils.gradcam",

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from assignment.run_notebook import as_shown, keep_outputs
-from eva_utils.utils.brief import BRIEFS
+from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.history import History
 from eva_utils.utils.seal import is_sealed
 from eva_utils.utils.verified import load_verified

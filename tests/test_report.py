@@ -19,7 +19,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from eva_utils import main as engine
-from eva_utils.utils.brief import Brief
+from eva_utils.utils.assignments import Brief
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM

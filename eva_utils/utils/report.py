@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import page
+from .assignments import Brief, find_brief
 from .batches import check_classes
-from .brief import Audit, Brief, audit, count_images, find_brief
+from .brief import Audit, audit, count_images
 from .checkpoint import latest_state, load_weights
 from .gradcam import GradCAM
 from .history import History
