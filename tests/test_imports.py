@@ -55,7 +55,8 @@ ALLOWED = {
     "utils.loader": {"utils.images", "utils.transforms"},
     "utils.lock": set(),
     "utils.lr_finder": {"utils.optim", "utils.runtime", "utils.state"},
-    "utils.gradcam": {"utils.runtime"},
+    "utils.cam_layer": set(),
+    "utils.gradcam": {"utils.cam_layer", "utils.runtime"},
     "utils.mirror": {"utils.checkpoint", "utils.verified"},
     "utils.names": set(),
     "utils.meter": {"utils.processes"},
@@ -63,7 +64,7 @@ ALLOWED = {
     "utils.optim": {"utils.muon", "utils.runtime"},
     "utils.page": {
         "utils.figures",
-        "utils.gradcam",
+        "utils.cam_layer",
         "utils.history",
         "utils.plotting",
         "utils.predictions",

@@ -1,7 +1,7 @@
 """Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import check_logits, failure_explained
+from .cam_layer import deepest_layer, is_channels_last
 from .names import unknown_name
 from .runtime import keep_rng, unwrap
-
-LEAST_SIDE = 5
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -93,9 +92,8 @@ class GradCAM:
             ValueError: the images are no batch, a class does not exist, a layer does not run, has no map
                 or does not reach the logits.
         """
-        with ExitStack() as stack:
-            images, layers = self._ready(stack, images)
-            maps = self._maps(images, classes, layers)
+        with self._quiet(images) as copy:
+            maps = self._maps(copy, classes, self.layers or [deepest_layer(self.model, copy, self._shape)])
         size = images.shape[-2:]
         # Scaled before as well, so that rounding in the upsampling of a flat map is not stretched into a pattern.
         sized = {name: F.interpolate(_scale(map_)[:, None], size, mode="bilinear")[:, 0] for name, map_ in maps.items()}
@@ -110,9 +108,8 @@ class GradCAM:
         Raises:
             ValueError: those of a call.
         """
-        with ExitStack() as stack:
-            images, layers = self._ready(stack, images)
-            maps = self._maps(images[:1], None, layers)
+        with self._quiet(images) as copy:
+            maps = self._maps(copy[:1], None, self.layers or [deepest_layer(self.model, copy, self._shape)])
         return {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in maps.items()}
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -127,43 +124,38 @@ class GradCAM:
         Raises:
             ValueError: the images are no batch, or the model does not return logits.
         """
-        with ExitStack() as stack:
-            images = self._quiet_copy(stack, images)
-            with failure_explained(self.model, images):
-                logits = self.model(images)
-            check_logits(logits, images)
+        with self._quiet(images) as copy:
+            with failure_explained(self.model, copy):
+                logits = self.model(copy)
+            check_logits(logits, copy)
         return logits.float().softmax(dim=1).cpu()
 
-    def _ready(self, stack: ExitStack, images: Tensor) -> tuple[Tensor, list[str]]:
-        """Return a copy of the images where the model is and the layers to look at; quiet until the stack closes."""
-        images = self._quiet_copy(stack, images)
-        return images, self.layers or [self._deepest(images)]
+    @contextmanager
+    def _quiet(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield a copy of the images where the model is; while the context lasts it is in evaluation mode.
 
-    def _quiet_copy(self, stack: ExitStack, images: Tensor) -> Tensor:
-        """Return a copy of the images where the model is; quiet until the stack closes."""
+        Float32, gradients possible, and everything put back afterwards.
+        """
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
             found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images are float32 (N, C, H, W), got {found}; add the batch axis with images[None]")
         parameter = next(self.model.parameters(), None)
         device = images.device if parameter is None else parameter.device
-        self._quieten(stack, device)
         dtype = torch.float32 if parameter is None else parameter.dtype
-        return images.detach().clone().to(device, dtype)
-
-    def _quieten(self, stack: ExitStack, device: torch.device) -> None:
-        """Evaluation mode, float32, gradients possible and random generators kept, until the stack closes."""
-        for module in self.model.modules():
-            stack.callback(setattr, module, "training", module.training)
-            if getattr(module, "_compiled_call_impl", None) is not None:  # hooks do not fire in compiled code
-                stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
-                module._compiled_call_impl = None
-        for buffer in self.model.buffers():
-            stack.callback(buffer.data.copy_, buffer.detach().clone())
-        self.model.eval()
-        stack.enter_context(keep_rng())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.autocast(device.type, enabled=False) if device.type != "mps" else nullcontext())
-        stack.enter_context(torch.no_grad())
+        with ExitStack() as stack:
+            for module in self.model.modules():
+                stack.callback(setattr, module, "training", module.training)
+                if getattr(module, "_compiled_call_impl", None) is not None:  # hooks do not fire in compiled code
+                    stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+                    module._compiled_call_impl = None
+            for buffer in self.model.buffers():
+                stack.callback(buffer.data.copy_, buffer.detach().clone())
+            self.model.eval()
+            stack.enter_context(keep_rng())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.autocast(device.type, enabled=False) if device.type != "mps" else nullcontext())
+            stack.enter_context(torch.no_grad())
+            yield images.detach().clone().to(device, dtype)
 
     def _maps(self, images: Tensor, classes: Any, layers: list[str]) -> dict[str, Tensor]:
         """Return the unscaled maps (N, h, w) of the layers."""
@@ -214,7 +206,7 @@ class GradCAM:
                 f"layer {name!r} gives {shape} and not a map (N, C, h, w); choose a layer before it, or "
                 "pass reshape= to make a map of it"
             )
-        if self.reshape is None and _is_channels_last(shape, images):
+        if self.reshape is None and is_channels_last(shape, images):
             raise ValueError(
                 f"layer {name!r} gives {shape} for images {tuple(images.shape)}, as it seems (N, h, w, C) and no map "
                 "(N, C, h, w); name it in layers= and pass reshape=lambda output: output.permute(0, 3, 1, 2), or "
@@ -230,59 +222,6 @@ class GradCAM:
         check_logits(logits, images)
         if not logits.isfinite().all():
             raise ValueError("the model returned logits that are NaN or infinite; look at its weights and the images")
-
-    def _deepest(self, images: Tensor) -> str:
-        """Return the layer that ends last of those which hold a convolution and give a map of at least 5x5."""
-        found: list[tuple[str, Tensor]] = []
-        tokens: list[str] = []
-
-        def note(name: str, convolves: bool):
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(module, nn.LayerNorm) and isinstance(output, Tensor) and output.ndim == 3:
-                    tokens.append(name)
-                shaped = self._shape(output) if convolves and isinstance(output, Tensor) else None
-                if shaped is not None and shaped.ndim == 4:
-                    channels_last = _is_channels_last(tuple(shaped.shape), images)
-                    if min(shaped.shape[1:3] if channels_last else shaped.shape[2:]) >= LEAST_SIDE:
-                        found.append((name, shaped))
-
-            return hook
-
-        convolutions = [name for name, module in self._modules.items() if isinstance(module, nn.Conv2d)]
-        embeds = len(convolutions) == 1 and self._modules[convolutions[0]].stride != (1, 1)
-        with ExitStack() as stack:
-            for name, module in self._modules.items():
-                convolves = any(isinstance(part, nn.Conv2d) for part in module.modules())
-                if name:
-                    stack.callback(module.register_forward_hook(note(name, convolves)).remove)
-            with failure_explained(self.model, images):
-                self.model(images[:1])
-        if tokens and embeds:
-            raise ValueError(
-                f"the only convolution, {convolutions[0]!r}, embeds patches, and the network goes on in tokens; name a "
-                "layer in layers=, as the norm before the last attention, and pass reshape= to make a map (N, C, h, w) "
-                "of its output (N, T, C)"
-            )
-        if not found:
-            raise ValueError(
-                f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name"
-            )
-        name, output = found[-1]
-        self._check_map(output, name, images)
-        return name
-
-
-def _is_channels_last(shape: tuple[int, ...], images: Tensor) -> bool:
-    """Whether a shape looks like (N, h, w, C): h to w is as in the images, up to two pixels of padding, and w to C not.
-
-    As many channels as the map has columns are not told apart.
-    """
-    height, width = images.shape[2:]
-
-    def has_their_form(rows: int, columns: int) -> bool:
-        return abs(rows * width - columns * height) <= 2 * max(height, width)
-
-    return has_their_form(shape[1], shape[2]) and not has_their_form(shape[2], shape[3])
 
 
 def _unreached(name: str) -> str:

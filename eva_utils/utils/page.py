@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import figures, plotting
-from .gradcam import LEAST_SIDE
+from .cam_layer import LEAST_SIDE
 from .history import History
 from .predictions import HITS, MISTAKES, Predictions, Record, Records
 from .rules import FAIL, PASS, course, smoothing

@@ -282,12 +282,16 @@ def _wrapped(name: str) -> str:
 
 def _show(axis: "Axes", image: Tensor) -> None:
     """Draw an image (3, H, W), or a grey one (1, H, W), in [0, 1], each pixel a crisp square."""
-    axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
+    axis.imshow(_in_colour(image).permute(1, 2, 0).numpy(), interpolation="nearest")
     _frame(axis)
 
 
+def _in_colour(image: Tensor) -> Tensor:
+    return image.expand(3, -1, -1)  # of one channel three equal ones
+
+
 def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
-    _show(axis, overlay(image, map_))
+    _show(axis, overlay(_in_colour(image), map_))
     if not map_.any():
         axis.set_xlabel(f"{axis.get_xlabel()}\nnothing stands out".strip(), fontsize=7)
 
