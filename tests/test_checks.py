@@ -236,6 +236,34 @@ def test_a_cosine_counted_in_batches_is_refused(tiny_net):
     checks.check_fit(tiny_net, loader[:1], loader, 6, optimizer, cosine, None)
 
 
+def test_a_cosine_of_another_length_is_warned_of(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    with pytest.warns(UserWarning, match=r"T_max=20\) steps once an epoch, so in 2 of them.*it is T_max=2"):
+        fit(tiny_net, [(IMAGES, LABELS)], epochs=2, optimizer=optimizer, scheduler=cosine)
+
+
+def test_a_rate_of_0_is_refused_unless_the_schedule_raises_it(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.0)
+    with pytest.raises(ValueError, match="learning rate is 0, so nothing would be learnt"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: epoch)
+    assert optimizer.param_groups[0]["lr"] == 0
+    assert len(fit(tiny_net, [(IMAGES, LABELS)], epochs=2, optimizer=optimizer, scheduler=rising)) == 2
+
+
+def test_parameters_that_the_optimizer_does_not_know_are_named(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    tiny_net.fc = nn.Linear(6, 4)  # after the optimizer
+    with pytest.warns(UserWarning, match="2 of the model's 6 parameters .* not in the optimizer, as 'fc.weight'"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+    tiny_net.fc.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "2 of the model's")
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+
+
 def test_loaders_without_length_or_batches_are_refused(tiny_net):
     class Endless(IterableDataset):
         def __iter__(self):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -137,25 +137,52 @@ def check_fit(
     if scheduler is not None and not isinstance(scheduler, LRScheduler):
         raise TypeError(f"scheduler is one of torch.optim.lr_scheduler, built with the optimizer, not {scheduler!r}")
     if optimizer is not None:
-        own = {id(parameter) for parameter in model.parameters()}
-        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
-        if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
-            raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
-        if not all(math.isfinite(rate) for rate in rates):
-            raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
-        if scheduler is None and min(rates) < 0:
-            raise ValueError(
-                f"the optimizer's learning rate is {min(rates):g}, as a one-cycle schedule leaves it at its end; "
-                "build optimizer and scheduler anew before each run"
-            )
-    if scheduler is not None and scheduler.optimizer is not optimizer:
+        _check_optimizer(optimizer, model, scheduler)
+    if scheduler is not None:
+        _check_scheduler(scheduler, optimizer, epochs, len(train_loader))
+    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
+        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
+    reduction = getattr(criterion, "reduction", "mean")
+    if reduction != "mean":
+        raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, scheduler: LRScheduler | None) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = dict(model.named_parameters())
+    if not any(id(parameter) in held for parameter in own.values()):
+        raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
+    if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
+    left = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
+    if left:
+        warnings.warn(
+            f"{len(left)} of the model's {len(own)} parameters are to be trained and not in the optimizer, as "
+            f"{left[0]!r}: they stay as they are; build the optimizer after the last change of the model, or set "
+            "requires_grad_(False) on them if that is meant",
+            stacklevel=4,
+        )
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if max(rates) == 0 and (scheduler is None or isinstance(scheduler, ReduceLROnPlateau)):
+        raise ValueError("the optimizer's learning rate is 0, so nothing would be learnt; give a higher one")
+    if not all(math.isfinite(rate) for rate in rates):
+        raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
+    if scheduler is None and min(rates) < 0:
+        raise ValueError(
+            f"the optimizer's learning rate is {min(rates):g}, as a one-cycle schedule leaves it at its end; "
+            "build optimizer and scheduler anew before each run"
+        )
+
+
+def _check_scheduler(
+    scheduler: LRScheduler, optimizer: torch.optim.Optimizer | None, epochs: int, batches: int
+) -> None:
+    if scheduler.optimizer is not optimizer:
         raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
-    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * len(train_loader):
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * batches:
         raise ValueError(
             f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
-            f"{len(train_loader)} batches; build it with epochs={epochs}, steps_per_epoch={len(train_loader)}"
+            f"{batches} batches; build it with epochs={epochs}, steps_per_epoch={batches}"
         )
     for inner in _inner_schedulers(scheduler):
         if isinstance(inner, OneCycleLR) and inner.total_steps > epochs:
@@ -163,16 +190,17 @@ def check_fit(
                 f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would be stepped once an "
                 f"epoch, {epochs} times; pass it alone, it is then stepped after every batch"
             )
-    if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * len(train_loader) > epochs:
+    if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * batches > epochs:
         raise ValueError(
             f"CosineAnnealingLR(T_max={scheduler.T_max}) counts the run's batches, as it seems, and steps once an "
             f"epoch; build it with T_max={epochs}"
         )
-    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
-        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
-    reduction = getattr(criterion, "reduction", "mean")
-    if reduction != "mean":
-        raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
+    if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max >= 10 * epochs:
+        warnings.warn(
+            f"CosineAnnealingLR(T_max={scheduler.T_max}) steps once an epoch, so in {epochs} of them the rate would "
+            f"hardly fall; for a run of this length it is T_max={epochs}",
+            stacklevel=4,
+        )
 
 
 def _inner_schedulers(scheduler: Any) -> Iterator[LRScheduler]:

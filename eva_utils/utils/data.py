@@ -99,6 +99,7 @@ def load_data(
     train_transform(recipe, (0.5,), (0.5,))  # refuses an unknown recipe before anything is read
 
     train, test, classes = read_source(source, Path(root), size)
+    described = describe_source(source, train[0]) + _describe_changes(size, test_share)
     if test_share is not None:
         train, test = _split_anew(train, test, test_share, seed)
     elif not len(test[1]):
@@ -106,26 +107,10 @@ def load_data(
             f"{source} holds its classes without train/ and test/; give test_share=0.2 to set a fifth of each aside "
             "for testing"
         )
-    if validation >= len(train[1]):
-        raise ValueError(
-            f"validation={validation} would hold out all of the {len(train[1])} training images; hold out fewer"
-        )
-    held = _stratified(train[1], validation, seed)
-    kept = torch.ones(len(train[1]), dtype=torch.bool)
-    kept[held] = False
-    splits = [_pick(train, kept.nonzero().flatten()), _pick(train, held), test]
+    splits = [*_hold_out(train, validation, seed), test]
     if limit is not None:
         splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
-    for name, (_, labels) in zip(("training", "test"), (splits[0], splits[2]), strict=True):
-        counts = labels.bincount(minlength=len(classes)).tolist()
-        absent = [kind for kind, count in zip(classes, counts, strict=True) if not count]
-        if absent:
-            causes = "validation= or test_share= too large" if name == "training" else "test_share= too small"
-            warnings.warn(
-                f"{len(absent)} of {len(classes)} classes have no {name} image, {absent[0]!r} for one: too few are "
-                f"there, limit= is too small, or {causes}",
-                stacklevel=2,
-            )
+    _warn_of_absent_classes(splits[0][1], splits[2][1], classes)
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
     fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
     if not fits and size is not None and isinstance(train[0], Tensor):
@@ -162,7 +147,7 @@ def load_data(
         classes=classes,
         mean=mean,
         std=std,
-        source=describe_source(source, train[0]) + _describe_changes(size, test_share),
+        source=described,
         test_share=test_share,
     )
 
@@ -184,6 +169,32 @@ def _split_anew(train: Split, test: Split, share: float, seed: int) -> tuple[Spl
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[chosen] = False
     return _pick((images, labels), rest.nonzero().flatten()), _pick((images, labels), chosen)
+
+
+def _hold_out(train: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """Return the training images without so many of them, and these."""
+    if count >= len(train[1]):
+        raise ValueError(
+            f"validation={count} would hold out all of the {len(train[1])} training images; hold out fewer"
+        )
+    held = _stratified(train[1], count, seed)
+    kept = torch.ones(len(train[1]), dtype=torch.bool)
+    kept[held] = False
+    return _pick(train, kept.nonzero().flatten()), _pick(train, held)
+
+
+def _warn_of_absent_classes(trained: Tensor, tested: Tensor, classes: list[str]) -> None:
+    """Warn of classes of which the labels trained on, or those tested on, have none."""
+    causes = {"training": "validation= or test_share= too large", "test": "test_share= too small"}
+    for (name, cause), labels in zip(causes.items(), (trained, tested), strict=True):
+        counts = labels.bincount(minlength=len(classes)).tolist()
+        absent = [kind for kind, count in zip(classes, counts, strict=True) if not count]
+        if absent:
+            warnings.warn(
+                f"{len(absent)} of {len(classes)} classes have no {name} image, {absent[0]!r} for one: too few are "
+                f"there, limit= is too small, or {cause}",
+                stacklevel=3,
+            )
 
 
 def _stratified(labels: Tensor, count: int, seed: int) -> Tensor:
