@@ -35,7 +35,7 @@ from .utils.checks import (
 )
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score
-from .utils.names import first_line
+from .utils.names import first_line, plural
 from .utils.optim import MovingAverage, Warmup, fill_momentum
 from .utils.progress import ProgressBar
 from .utils.run_folder import RunFolder
@@ -385,7 +385,7 @@ def fit(
                 error.history = history  # type: ignore[attr-defined]
                 _explain(error, epoch, train_loader)
                 raise
-            kept = f"{len(history)} finished epoch{'s' * (len(history) != 1)}"
+            kept = plural(len(history), "finished epoch")
             say(f"Stopped in epoch {epoch}: weights and history are those of the {kept}")
         return history
 

@@ -14,7 +14,7 @@ from .rules import NORMALIZATIONS
 
 @dataclass(frozen=True)
 class Brief:
-    """What an assignment asks for. A rule that is None is not asked for.
+    """What an assignment asks for. None means that the assignment has no such rule.
 
     Attributes:
         title, objective: of the report.
@@ -28,7 +28,7 @@ class Brief:
         norm: "LayerNorm", "GroupNorm" or "BatchNorm": no other normalization may be in the model or run in it.
         model: class name of the network.
         depth: convolutions and linear layers, without the 1x1 convolutions of shortcuts: 18 for a ResNet-18.
-        transforms: of the training images, each as it prints, in order; Normalize goes without saying.
+        transforms: of the training images, each as it prints, in order, without Normalize.
         misclassified: how many mistakes are to be shown at least, and explained by Grad-CAM of the same images.
         correct: how many correctly classified images are to be shown at least.
         layers: those Grad-CAM is asked of; None is its own choice.

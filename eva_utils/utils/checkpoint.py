@@ -141,8 +141,8 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
         saved: the state of the run on disk.
         model: the model given now.
         settings: the settings of the run as they would be now.
-        fresh_optimizer: whether the optimizer has made no step. Of one that has, what a schedule changes is
-            not compared.
+        fresh_optimizer: whether the optimizer has made no step. If it has, the options that a schedule changes
+            are not compared.
 
     Raises:
         ValueError: they differ; the first difference is named.

@@ -51,8 +51,8 @@ def lr_find(
     in Adam (Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980, section 3). The suggestion is where it falls
     fastest per log-rate on the way to its lowest value, but for the first ten and the last five steps; there is
     none where it falls by less than a tenth. It lags up to twenty batches behind the loss itself.
-    Model, optimizer, its scheduler, loader, modes and random generators are then as they were. A generator
-    that a dataset of one's own keeps to itself is not known, and goes on.
+    Model, optimizer, its scheduler, loader, modes and random generators are then as they were. Only a random
+    generator that a dataset of one's own keeps private cannot be seen, and is not put back.
 
     Args:
         model: returns logits (N, C).

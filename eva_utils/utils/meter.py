@@ -41,7 +41,7 @@ class Meter:
         return Score(float(self.loss) / self.samples, 100 * correct / self.samples, correct, self.samples)
 
     def total(self) -> Score:
-        """Return the score of all processes' batches; each of them must ask for it."""
+        """Return the score of all processes' batches; every process must call it."""
         samples = torch.full_like(self.correct, self.samples)
         self.loss, counts = add_up(self.loss), add_up(torch.stack([self.correct, samples]))
         self.correct, self.samples = counts[0], int(counts[1])

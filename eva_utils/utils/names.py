@@ -24,3 +24,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, as "1 epoch" or "2 epochs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

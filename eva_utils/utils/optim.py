@@ -46,10 +46,8 @@ def one_cycle(
 ) -> optim.lr_scheduler.OneCycleLR:
     """Build the schedule that rises from `lr_min` to `lr_max` and falls back, linearly, batch by batch.
 
-    Of several groups of an optimizer these are the first one's; the others keep their ratio to it.
-
-    On torch's OneCycleLR, without its cycle of the momentum (Smith and Topin, 2018,
-    https://arxiv.org/abs/1708.07120).
+    With several groups of parameters the rates are the first one's; the others keep their ratio to it. It is torch's
+    OneCycleLR with its cycle of the momentum off (Smith and Topin, 2018, https://arxiv.org/abs/1708.07120).
 
     Args:
         optimizer: its rates are replaced.
@@ -159,7 +157,7 @@ class Warmup:
 class MovingAverage(AveragedModel):
     """The exponential moving average of a model's weights and buffers over its steps, in `.module`.
 
-    On torch's AveragedModel, the decay being min(decay, (1 + n) / (10 + n)) after n steps, so that the random
+    It is torch's AveragedModel, the decay being min(decay, (1 + n) / (10 + n)) after n steps, so that the random
     weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with `num_updates`).
 
     Args:

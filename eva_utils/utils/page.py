@@ -11,6 +11,7 @@ from typing import Any
 from . import figures, plotting
 from .cam_layer import LEAST_SIDE
 from .history import History
+from .names import plural
 from .predictions import HITS, MISTAKES, Predictions, Record, Records
 from .rules import FAIL, PASS, course, smoothing
 from .seal import is_sealed, seal_png, seal_text
@@ -145,12 +146,12 @@ def _parameters(record: dict) -> str:
         ("epochs", len(record["rows"])),
         ("optimizer", optimizer["class"] + _groups(groups)),
         ("learning rate schedule", cycle or schedule["class"] + _options(ran, ran)),
-        ("warmup", f"{warmup} epoch{'s' * (warmup > 1)}" if warmup else "none"),
+        ("warmup", plural(warmup, "epoch") if warmup else "none"),
         ("averaged weights", _if_set("decay", settings.get("ema"))),
         ("gradient clipping", _if_set("norm", settings.get("clip"))),
         ("loss", settings["criterion"]["class"] + smoothing(settings["criterion"])),
         ("model", f"{settings['model']}, {settings['parameters']:,} parameters"),
-        *[("weights at the start", "those of an earlier run")] * bool(settings.get("trained_before")),
+        *([("weights at the start", "those of an earlier run")] if settings.get("trained_before") else []),
         ("precision", settings["precision"]),
         (
             "seed",
@@ -168,13 +169,13 @@ def _groups(groups: list[dict]) -> str:
         counts[options] = counts.get(options, 0) + group["parameters"]
     if len(counts) == 1:
         return next(iter(counts))
-    return ": " + "; ".join(f"{options} of {count} tensor{'s' * (count > 1)}" for options, count in counts.items())
+    return ": " + "; ".join(f"{options} of {plural(count, 'tensor')}" for options, count in counts.items())
 
 
 def _summary(record: dict) -> str:
     norms = ", ".join(f"{count} {kind}" for kind, count in record["norms"].items()) or "none"
-    layer_norm = " (LayerNorm over channels, height and width)" * ("GroupNorm of one group" in record["norms"])
-    return f"{_fence(record['summary'])}\n\nNormalization layers: {escape(norms)}{layer_norm}."
+    meaning = " (LayerNorm over channels, height and width)" if "GroupNorm of one group" in record["norms"] else ""
+    return f"{_fence(record['summary'])}\n\nNormalization layers: {escape(norms)}{meaning}."
 
 
 def _if_set(name: str, value: float | None) -> str:
@@ -298,7 +299,7 @@ def _audit(findings: list[dict]) -> str:
 
 def _machine(place: dict) -> str:
     day = place.get("date", "day not recorded")
-    threads = f"{place['threads']} thread{'s' * (place['threads'] != 1)}"
+    threads = plural(place["threads"], "thread")
     machine = f"{place['machine']}, {threads}, {place['device']}"
     return f"{day}, {machine}; Python {place['python']}, torch {place['torch']}"
 
@@ -307,7 +308,7 @@ def _made(record: dict) -> str:
     settings, seconds = record["settings"], [row["seconds"] for row in record["rows"]]
     hours, rest = divmod(round(sum(seconds)), 3600)
     duration = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
-    epochs = f"{len(seconds)} epoch{'s' * (len(seconds) > 1)}"
+    epochs = plural(len(seconds), "epoch")
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     prints = ", ".join(f"{part} {settings[f'{part}_loader'].get('fingerprint')}" for part in ("train", "test"))
     places = [("trained on", settings)]

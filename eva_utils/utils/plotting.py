@@ -18,6 +18,7 @@ from .checks import check_whole
 from .curves import plot_history, plot_lr_find, plot_schedule
 from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten
 from .gradcam import GradCAM, overlay
+from .names import plural
 from .transforms import Normalize, denormalize, unclamped_pixels
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def plot_gradcam(
     """Draw Grad-CAM of the same records: at several layers, or a gallery at one.
 
     At several layers each image has a row: the image, then overlay and map for the predicted class at each
-    layer. At one layer (None: the own choice of `GradCAM`) each image is followed by its overlay
+    layer. At one layer (None: the one `GradCAM` picks) each image is followed by its overlay
     and, where it is misclassified, by the overlay for its true class. A blank map, where nothing at the
     layer speaks for the class, is labelled so. If the model no longer says of the images what the records
     hold, a warning names the image where it differs most.
@@ -266,7 +267,7 @@ def _heading(records: Sequence[Any]) -> str:
     kind, asked = getattr(records, "kind", ""), getattr(records, "asked", len(records))
     if not records:
         return f"No {kind} images: there are none to show".replace("  ", " ")
-    shown = f"{len(records)} {kind} image{'s' if len(records) > 1 else ''}".replace("  ", " ")
+    shown = plural(len(records), f"{kind} image".strip())
     return shown if len(records) >= asked else f"{shown}, all there are of the {asked} asked for"
 
 

@@ -46,7 +46,7 @@ def process_group() -> Iterator[None]:
         dist.init_process_group("gloo")
     yield
     # Not after an error: this process would wait for the others, which wait for it to end.
-    dist.barrier()  # none hangs up on one that is still at work
+    dist.barrier()  # wait until every process is done
     dist.destroy_process_group()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .names import plural
 from .notebook import cells_of, cells_run_here, definitions
 from .predictions import HITS
 from .preflight import augmentation_checks
@@ -79,7 +80,7 @@ def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
             return _finding(rule, asked, f"epoch {row['epoch']} ran at {row['lr']:g}; {required} says {rate:g}", False)
     cuts = [row["epoch"] for before, row in pairwise(rows[max(warmup - 1, 0) :]) if row["lr"] != before["lr"]]
     made = f"cut from epoch {', '.join(map(str, cuts))} on" if cuts else "never cut"
-    after = f" after a warmup of {warmup} epoch{'s' * (warmup > 1)}" if warmup else ""
+    after = f" after a warmup of {plural(warmup, 'epoch')}" if warmup else ""
     start = settings["optimizer"]["group 0"]["lr"]
     return _finding(rule, asked, f"{start:g}{after}, {made}; replayed on the record, every epoch agrees", True)
 
@@ -161,13 +162,13 @@ NORMALIZATIONS = tuple(_ALLOWED)
 
 
 class _NormCalls(TorchDispatchMode):
-    """Counts the normalizations that run, in modules or not; those of the model's weights apart."""
+    """Counts the normalizations that run, in modules or not, by kind and whether they are of the model's weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         made = (parameter for parameter in model.parameters() if not nn.parameter.is_lazy(parameter))
         self.weights = {parameter.untyped_storage().data_ptr() for parameter in made}
-        self.calls: Counter[str] = Counter()
+        self.calls: Counter[tuple[str, bool]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
@@ -175,7 +176,7 @@ class _NormCalls(TorchDispatchMode):
             # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
             one_group = kind[0] == "group_norm" and len(args) > 6 and args[6] == 1
             of_weights = args[0].untyped_storage().data_ptr() in self.weights
-            self.calls[kind[0] + " of one group" * one_group + " of weights" * of_weights] += 1
+            self.calls[f"{kind[0]} of one group" if one_group else kind[0], of_weights] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -183,19 +184,19 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
     """Look at every normalization module, and at every normalization that runs in training and in evaluation."""
     allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
     images = images[:1].expand(2, *images.shape[1:]).to(next(trial.parameters()).device)  # batch norm needs two
-    calls: Counter[str] = Counter()
+    calls: Counter[tuple[str, bool]] = Counter()
     for training in (True, False):
         with torch.no_grad(), _NormCalls(trial) as counted:
             trial.train(training)(images)
         calls |= counted.calls
     norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
     others = [name for name, module in norms if not _is_norm(required, module)]
-    ran = ", ".join(f"{count} {call}" for call, count in calls.items()) or "no normalization runs"
+    ran = [f"{count} {kind}{' of weights' if of_weights else ''}" for (kind, of_weights), count in calls.items()]
     found = ", ".join(f"{count} {kind}" for kind, count in norm_kinds(trial).items()) or "no normalization module"
-    found += f" (a forward pass: {ran})"
+    found += f" (a forward pass: {', '.join(ran) or 'no normalization runs'})"
     if others:
-        found += f"; not {required}: {', '.join(others[:4])}" + " …" * (len(others) > 4)
-    of_activations = {call for call in calls if not call.endswith(" of weights")}  # standardized weights are allowed
+        found += f"; not {required}: {', '.join(others[:4])}{' …' if len(others) > 4 else ''}"
+    of_activations = {kind for kind, of_weights in calls if not of_weights}  # standardized weights are allowed
     passed = not others and bool(of_activations) and of_activations <= allowed
     return _finding("normalization", f"{required} only, shortcuts included", found, passed)
 
@@ -250,7 +251,7 @@ def gallery(
         return _finding(rule, asked, f"#{strays[0]} is not {kind}", False)
     all_there_are = len(records) < required and getattr(records, "total", None) == len(records)
     same = f"Grad-CAM of {'the same' if indices == others else 'other'} indices"
-    found = f"{len(records)}{', all there are' * all_there_are}; {same}"
+    found = f"{len(records)}{', all there are' if all_there_are else ''}; {same}"
     return _finding(rule, asked, found, indices == others and (len(records) >= required or all_there_are))
 
 

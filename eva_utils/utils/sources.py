@@ -158,7 +158,7 @@ def _entries(folder: Path, root: Path) -> list[Path]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the dataset's; an archive made on a Mac brings __MACOSX along."""
+    """Whether a file or folder does not belong to the dataset; an archive made on a Mac brings __MACOSX along."""
     return name.startswith(".") or name == "__MACOSX"
 
 
