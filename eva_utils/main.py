@@ -301,6 +301,7 @@ def fit(
             "clip": clip,
             "compile": compile,
             "seed": seed,
+            "torch_seed": torch.initial_seed(),
             "precision": precision_name(dtype),
             "processes": processes.count(),
             "trained_before": is_trained(plain_model),

@@ -20,7 +20,7 @@ class History:
         rows: one dict an epoch: "epoch" (from 1), "train_loss", "train_accuracy", "test_loss",
             "test_accuracy", "lr" (of the epoch's last step), "seconds" (training and testing).
             Losses are means over samples, accuracies percentages of samples.
-        settings: model, optimizer, scheduler, criterion, precision, loaders, seed, versions and hardware.
+        settings: model, optimizer, scheduler, criterion, precision, loaders, seeds, versions and hardware.
     """
 
     rows: list[dict] = field(default_factory=list)

@@ -131,7 +131,12 @@ def _parameters(record: dict) -> str:
     one_cycle = schedule["class"] == "OneCycleLR"
     cycle = f"OneCycleLR of {schedule['total_steps']:,} steps: {course(settings, record['rows'])}" if one_cycle else ""
     ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
-    seeds = {"order and the augmentation": trained.get("seed"), "run": settings["seed"]}
+    of_torch = settings.get("torch_seed", 2**32)
+    seeds = {
+        "weights": of_torch if of_torch < 2**32 else None,  # larger where nothing was seeded
+        "order and the augmentation": trained.get("seed"),
+        "run": settings["seed"],
+    }
     warmup = settings.get("warmup", 0)
     counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
     rows: list[tuple[str, object]] = [
