@@ -10,6 +10,7 @@ python main.py --preflight --data cifar10 --model resnet18
 import argparse
 import difflib
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -338,6 +339,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def as_options(message: str, args: argparse.Namespace) -> str:
+    """Return a message of the package with its arguments, as size=, written as options, --size."""
+    known = set(vars(args)) - {"resume"}
+    option = re.compile(r"\b([a-z_]+)= ?")
+    return option.sub(lambda found: f"--{found[1].replace('_', '-')} " if found[1] in known else found[0], message)
+
+
 def main() -> int:
     args = parse()
     command = evaluate if args.evaluate else preflight if args.preflight else train
@@ -347,7 +355,7 @@ def main() -> int:
         print("main.py: stopped", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        print(f"main.py: {first_line(error)}", file=sys.stderr)
+        print(f"main.py: {as_options(first_line(error), args)}", file=sys.stderr)
         return 2
 
 

@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 import warnings
 
@@ -57,6 +58,15 @@ def test_streamed_batches_equal_those_in_memory(image_folder, monkeypatch, worke
         for first, second in zip(getattr(in_memory, name), getattr(streamed, name), strict=True):
             assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_prints_as_a_few_lines(image_folder):
+    data = D.load_data(image_folder, recipe="eva8_s7", batch_size=4)
+    first, train, test, classes, numbers = repr(data).splitlines()
+    assert first == "Data of images, PNG image files"
+    assert train.startswith("  train: Loader(10 images in memory on cpu, batches of 4, RandomCrop(padding=4) -> ")
+    assert test.startswith("  test: Loader(5 images") and classes == "  2 classes: cat, dog"
+    assert re.fullmatch(r"  mean 0\.\d{4}, 0\.\d{4}, 0\.\d{4}; standard deviation (0\.\d{4}(, )?){3}", numbers)
 
 
 def test_other_files_of_the_same_names_and_sizes_are_other_data(tmp_path):

@@ -22,7 +22,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Data:
     """The loaders of a dataset; `mean` and `std` are those it was normalized with, `validation` may be None.
 
@@ -37,6 +37,14 @@ class Data:
     std: tuple[float, ...]
     source: str = ""
     test_share: float | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes if len(self.classes) <= 12 else [*self.classes[:10], "…"])
+        mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std))
+        loaders = {"train": self.train, "validation": self.validation, "test": self.test}
+        lines = [f"  {name}: {loader}" for name, loader in loaders.items() if loader is not None]
+        lines += [f"  {len(self.classes)} classes: {names}", f"  mean {mean}; standard deviation {std}"]
+        return "\n".join([f"Data of {self.source or 'images'}", *lines])
 
 
 def load_data(
