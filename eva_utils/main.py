@@ -274,6 +274,7 @@ def fit(
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     check_compile(compile, place)
     processes.check_together(model, criterion, place)
+    check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
     if processes.rank():
         log, progress = None, False
     say: Log = log or (lambda line: None)
@@ -331,7 +332,6 @@ def fit(
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
         warn_of_loaders(train_loader, test_loader)
-        check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
         trained_model = stack.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested_model): tested_model}.values():
             stack.enter_context(compiled(module, compile))
@@ -429,7 +429,9 @@ def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype
 def _make_row(epoch: int, trained: Score, tested: Score, seconds: float) -> dict:
     """Return the row of the record, or refuse a test loss that says nothing."""
     if not math.isfinite(tested.loss):
-        raise FloatingPointError(f"the test loss is {tested.loss}; lower the learning rate")
+        raise FloatingPointError(
+            f"the test loss is {tested.loss}; lower the learning rate, or look for NaN in the test images"
+        )
     return {
         "epoch": epoch,
         "train_loss": trained.loss,

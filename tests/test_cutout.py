@@ -46,7 +46,7 @@ def test_the_generator_decides_and_torchs_own_is_left_alone():
     assert not torch.equal(first, Cutout(4)(images, torch.Generator().manual_seed(8)))
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, "16"])
+@pytest.mark.parametrize("size", [0, -1, 2.5, "16", True])
 def test_refuses_a_size_that_is_no_side(size):
     with pytest.raises(ValueError, match="Cutout's size is its side in pixels, a positive whole number"):
         Cutout(size)

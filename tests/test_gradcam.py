@@ -284,6 +284,10 @@ def test_overlay_mixes_image_and_colours():
     torch.testing.assert_close(mixed[:, 2, 3], 0.75 * image[:, 2, 3] + 0.25 * yellow, rtol=0, atol=0.01)
     with pytest.raises(ValueError, match=r"the image has values from -?\d.* not in \[0, 1\]; denormalize\(\) it first"):
         overlay(3 * image - 1, map_)
+    with pytest.raises(ValueError, match="the map has values from nan to nan, not in"):
+        overlay(image, map_ * float("nan"))
+    with pytest.raises(ValueError, match="strength is a share from 0 to 1, not 2"):
+        overlay(image, map_, strength=2)
     with pytest.raises(ValueError, match=r"got \(3, 6, 7\) and \(7, 6\)"):
         overlay(image, map_.T)
 

@@ -36,6 +36,12 @@ def test_a_loss_is_described_by_its_options_or_those_it_is_given():
     assert found[1] == {"class": "cross_entropy", "label_smoothing": 0.1}
 
 
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"rows": 1, "settings": {}}'])
+def test_what_is_no_record_is_named(text):
+    with pytest.raises(ValueError, match=r"this is not the record of a run, as history\.json holds it"):
+        History.from_json(text)
+
+
 def test_no_epoch_has_no_best():
     with pytest.raises(ValueError, match="no epoch has finished"):
         _ = History().best

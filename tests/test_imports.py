@@ -90,7 +90,7 @@ ALLOWED = {
     "utils.per_image": {"utils.runtime"},
     "utils.curves": {"utils.figures", "utils.history"},
     "utils.figures": set(),
-    "utils.plotting": {"utils.curves", "utils.figures", "utils.gradcam", "utils.transforms"},
+    "utils.plotting": {"utils.curves", "utils.figures", "utils.gradcam", "utils.predictions", "utils.transforms"},
     "utils.predictions": {"utils.runtime"},
     "utils.preflight": {"utils.images", "utils.loader", "utils.runtime", "utils.transforms"},
     "utils.progress": set(),

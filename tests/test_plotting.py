@@ -332,9 +332,32 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
 
 
+def test_grey_images_and_numbered_classes_of_ones_own():
+    class Grey(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).relu().mean(dim=(2, 3)))
+
+    model, data = Grey(), types.SimpleNamespace(classes=[0, 1, 2, 3], mean=(0.0,), std=(1.0,))
+    predictions = predict(model, DataLoader([(torch.full((1, 8, 8), 0.25), 2)] * 3, batch_size=3), device="cpu")
+    shown = predictions.wrong(3) or predictions.correct(3)
+    (image, *_) = plotting.plot_images(shown, data).axes
+    assert image.images[0].get_array().tolist()[0][0] == [0.25] * 3
+    for figure in (
+        plotting.plot_gradcam(model, predictions.wrong(3), data),
+        plotting.plot_confusion(predictions, data),
+    ):
+        figure.canvas.draw()
+
+
 def test_classes_that_the_data_has_not_are_refused(data):
     loader = DataLoader(random_batches(8), batch_size=4)
     predictions = predict(TinyNet(12), loader, device="cpu", precision="float32")
+    with pytest.raises(TypeError, match="plot_confusion takes what predict returned, not Records"):
+        plotting.plot_confusion(predictions.wrong(2), data)
     with pytest.raises(ValueError, match=r"the model has 12 outputs and the data 10 classes; build .* num_classes=10"):
         plotting.plot_confusion(predictions, data)
     record = Record(index=0, image=torch.zeros(3, 8, 8), target=0, predicted=11, confidence=0.5)

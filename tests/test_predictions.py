@@ -139,6 +139,12 @@ def test_a_loader_that_changes_its_order_is_noticed(tiny_net):
         spent.wrong(5)
 
 
+def test_random_generators_stay_as_they_were(tiny_net):
+    before = torch.get_rng_state()
+    predict(tiny_net, DataLoader(SAMPLES, batch_size=8)).wrong(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_lack_of_memory_stays_what_it_is(tiny_net):
     def fail(module, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")

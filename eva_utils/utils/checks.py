@@ -190,11 +190,6 @@ def _check_scheduler(
                 f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would be stepped once an "
                 f"epoch, {epochs} times; pass it alone, it is then stepped after every batch"
             )
-    if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max == epochs * batches > epochs:
-        raise ValueError(
-            f"CosineAnnealingLR(T_max={scheduler.T_max}) counts the run's batches, as it seems, and steps once an "
-            f"epoch; build it with T_max={epochs}"
-        )
     if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max >= 10 * epochs:
         warnings.warn(
             f"CosineAnnealingLR(T_max={scheduler.T_max}) steps once an epoch, so in {epochs} of them the rate would "
@@ -222,7 +217,7 @@ def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
-    """Raise ValueError unless a one-cycle schedule has as many steps left as the run takes."""
+    """Raise ValueError if a one-cycle schedule has fewer steps left than the run takes; warn if it has more."""
     if not isinstance(scheduler, OneCycleLR):
         return
     left = scheduler.total_steps - scheduler.last_epoch
@@ -232,9 +227,10 @@ def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
             "optimizer and scheduler anew before each run"
         )
     if left > steps:
-        raise ValueError(
-            f"OneCycleLR has {left} steps left and the run takes {steps}, so the rate would not come down; build it "
-            f"with total_steps={steps}, epochs times len(train_loader)"
+        warnings.warn(
+            f"OneCycleLR has {left} steps left and the run takes {steps}, so the rate does not come down in it; build "
+            f"it with total_steps={steps}, epochs times len(train_loader), unless more epochs are to follow",
+            stacklevel=3,
         )
 
 

@@ -37,7 +37,7 @@ class Cutout(nn.Module):
 
     def __init__(self, size: int = 16, fill: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"Cutout's size is its side in pixels, a positive whole number, not {size!r}")
         self.size, self.fill = size, fill
 

@@ -267,14 +267,16 @@ def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:
         float32 (3, H, W) in [0, 1].
 
     Raises:
-        ValueError: shapes do not fit, or values lie outside [0, 1].
+        ValueError: shapes do not fit, or values or the strength lie outside [0, 1].
     """
     import cv2
 
     if image.ndim != 3 or image.shape[0] != 3 or map_.shape != image.shape[1:]:
         raise ValueError(f"image is (3, H, W) and map (H, W), got {tuple(image.shape)} and {tuple(map_.shape)}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is a share from 0 to 1, not {strength!r}")
     for name, values in (("image", image), ("map", map_)):
-        if values.min() < -1e-4 or values.max() > 1 + 1e-4:
+        if not (values.min() >= -1e-4 and values.max() <= 1 + 1e-4):  # NaN is neither
             raise ValueError(
                 f"the {name} has values from {float(values.min()):.2f} to {float(values.max()):.2f}, not in [0, 1]; "
                 "denormalize() it first"

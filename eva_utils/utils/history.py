@@ -64,9 +64,17 @@ class History:
 
     @classmethod
     def from_json(cls, text: str) -> "History":
-        """Read what `to_json` wrote."""
-        record = json.loads(text)
-        return cls(rows=record["rows"], settings=record["settings"])
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        try:
+            record = json.loads(text)
+            rows, settings = list(record["rows"]), dict(record["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"this is not the record of a run, as history.json holds it ({error!r})") from None
+        return cls(rows=rows, settings=settings)
 
 
 def describe_run(

@@ -19,6 +19,7 @@ from .curves import plot_history, plot_lr_find, plot_schedule
 from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten
 from .gradcam import GradCAM, overlay
 from .names import plural
+from .predictions import Predictions
 from .transforms import Normalize, denormalize, unclamped_pixels
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     Raises:
         ValueError: the model has more or fewer outputs than the data has classes.
     """
+    if not isinstance(predictions, Predictions):
+        raise TypeError(f"plot_confusion takes what predict returned, not {type(predictions).__name__}")
     check_classes(predictions.probabilities.shape[1], data.classes)
     counts = predictions.confusion()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .batches import check_batch, check_labels, check_logits, failure_explained
 from .checks import check_whole, is_shuffled
-from .runtime import autocast, keep_modes, move_images, pick_device, pick_precision
+from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision, seed_everything
 
 MISTAKES, HITS = "misclassified", "correctly classified"
+OTHER_SEED = 20_261_127  # with which a loader that shuffles shows another order than `predict` saw
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,9 @@ class Predictions:
         else:
             confidence = self.probabilities[positions].gather(1, self.predicted[positions, None]).flatten()
             positions = positions[confidence.argsort(descending=True, stable=True)]
-        return Records(self._records(positions[:n].tolist()), kind, n, total)
+        with keep_rng():  # a DataLoader draws a number at each pass
+            seed_everything(OTHER_SEED)
+            return Records(self._records(positions[:n].tolist()), kind, n, total)
 
     def _records(self, positions: list[int]) -> list[Record]:
         """Fetch the images at these positions by passing over the loader again, as far as needed."""
@@ -181,7 +184,7 @@ def predict(
     dtype = pick_precision(precision, place)
     model.to(place)
     outputs, targets = [], []
-    with keep_modes(model), torch.no_grad():
+    with keep_modes(model), keep_rng(), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
