@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from .utils import processes
 from .utils.batches import (
     check_batch,
     check_labels,
-    check_logits,
     check_loss,
     check_outputs,
-    failure_explained,
 )
 from .utils.checkpoint import check_resumable
 from .utils.checks import (
@@ -33,6 +31,7 @@ from .utils.checks import (
     warn_of_loaders,
     warn_of_trained,
 )
+from .utils.forward import logits_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score
 from .utils.names import first_line, plural
@@ -40,14 +39,12 @@ from .utils.optim import MovingAverage, Warmup, fill_momentum
 from .utils.progress import ProgressBar
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
-    autocast,
     can_fuse,
     check_compile,
     compiled,
     hardware,
     keep_freed_memory,
     keep_modes,
-    move_images,
     pick_device,
     pick_precision,
     precision_name,
@@ -159,10 +156,7 @@ def _forward(
     kind: str = "batch",
 ) -> Tensor:
     """Return the logits of a batch, and say what does not fit: the images, the output or the labels."""
-    images = move_images(images, device, dtype)
-    with nullcontext() if number else failure_explained(model, images), autocast(device, dtype):
-        logits = model(images)
-    check_logits(logits, images)
+    logits = logits_of(model, images, device, dtype, first=number == 0)
     if not len(labels):
         return logits
     # Labels already on a device are checked once a pass, since reading them waits for it.

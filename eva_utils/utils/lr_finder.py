@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .batches import check_batch, check_labels, check_logits, check_loss, failure_explained
+from .batches import check_batch, check_labels, check_loss
 from .checks import check_fit, check_loader, check_real, check_whole
+from .forward import logits_of
 from .optim import fill_momentum, rate_shares
-from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision
+from .runtime import keep_modes, keep_rng, pick_device, pick_precision
 from .state import own_generators
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
@@ -98,11 +99,7 @@ def lr_find(
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = share * start * (end / start) ** (step / (steps - 1))
             optimizer.zero_grad()
-            explained = nullcontext() if step else failure_explained(model, images)
-            with explained, autocast(place, dtype):
-                logits = model(move_images(images, place, dtype))
-            if step == 0:
-                check_logits(logits, images)
+            logits = logits_of(model, images, place, dtype, first=step == 0)
             check_labels(labels, logits.shape[1], f"batch {step}")
             loss = criterion(logits.float(), labels.to(place))
             if step == 0:

@@ -1,15 +1,15 @@
 """One pass over a test set, and every later question answered from it: the same images by construction."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import check_batch, check_labels, check_logits, failure_explained
+from .batches import check_batch, check_labels
 from .checks import check_whole, is_shuffled
-from .runtime import autocast, keep_modes, keep_rng, move_images, pick_device, pick_precision, seed_everything
+from .forward import logits_of
+from .runtime import keep_modes, keep_rng, pick_device, pick_precision, seed_everything
 
 MISTAKES, HITS = "misclassified", "correctly classified"
 OTHER_SEED = 20_261_127  # with which a loader that shuffles shows another order than `predict` saw
@@ -188,10 +188,7 @@ def predict(
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
-            explained = nullcontext() if number else failure_explained(model, images)
-            with explained, autocast(place, dtype):
-                logits = model(move_images(images, place, dtype))
-            check_logits(logits, images)
+            logits = logits_of(model, images, place, dtype, first=number == 0)
             outputs.append(logits.float().clone())  # a CUDA graph writes over its own
             targets.append(labels)
     if not outputs:
