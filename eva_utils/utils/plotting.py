@@ -7,7 +7,7 @@ the value of its cell.
 
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,7 +99,12 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
 
 
 def plot_gradcam(
-    model: nn.Module, records: Sequence[Any], data: Any, layers: Sequence[str] | None = None, **options: Any
+    model: nn.Module,
+    records: Sequence[Any],
+    data: Any,
+    layers: Sequence[str] | None = None,
+    *,
+    reshape: Callable[[Tensor], Tensor] | None = None,
 ) -> "Figure":
     """Draw Grad-CAM of the same records: at several layers, or a gallery at one.
 
@@ -114,13 +119,13 @@ def plot_gradcam(
         records: of `predictions.wrong(n)` or `.correct(n)`.
         data: what `load_data` returned.
         layers: names as in `model.named_modules()`.
-        options: passed on to `GradCAM`, as `reshape` for a transformer.
+        reshape: turns a layer's output into a map, as a transformer needs it; see `GradCAM`.
 
     Raises:
         ValueError: those of `GradCAM`.
     """
     _check_figure_arguments(records, data)
-    cam = GradCAM(model, layers, **options)
+    cam = GradCAM(model, layers, reshape=reshape)
     if not records:
         return draw_gradcam(records, data, {})
     images = torch.stack([record.image for record in records])
