@@ -71,7 +71,7 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     executed = papermill.execute_notebook(
         str(clone / "eva_utils" / "assignment" / name / f"{name}.ipynb"),
         None,
-        parameters={"source": "shapes", "limit": 40, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
+        parameters={"source": "shapes", "limit": 24, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
         cwd=str(clone),
         kernel_name="python3",
         progress_bar=False,
