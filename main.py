@@ -341,8 +341,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def as_options(message: str, args: argparse.Namespace) -> str:
     """Return a message of the package with its arguments, as size=, written as options, --size."""
-    known = set(vars(args)) - {"resume"}
-    option = re.compile(r"\b([a-z_]+)= ?")
+    given = [str(value) for value in (args.out, args.data, args.mirror, args.evaluate)]
+    if any("=" in value and value in message for value in given):
+        return message
+    known = {name for name, value in vars(args).items() if not isinstance(value, bool)}
+    option = re.compile(r"(?<![^\s(])([a-z_]+)= ?")
     return option.sub(lambda found: f"--{found[1].replace('_', '-')} " if found[1] in known else found[0], message)
 
 

@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from .utils import processes
-from .utils.batches import (
-    check_batch,
-    check_labels,
-    check_loss,
-    check_outputs,
-)
+from .utils.batches import check_batch, check_labels, check_loss, check_outputs
 from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_averaging,
     check_fit,
+    check_rate,
     check_seed,
     check_steps_left,
     check_unscheduled,
     check_warmup,
+    loss_parameters,
     trainable_parameters,
     warn_of_loaders,
     warn_of_trained,
@@ -53,7 +50,7 @@ from .utils.runtime import (
     set_rng_state,
     unwrap,
 )
-from .utils.state import RunState, is_trainable, own_generators, recorded_precision
+from .utils.state import RunState, own_generators, recorded_precision
 from .utils.stop import Stop
 from .utils.trained import is_trained, note_trained
 
@@ -268,11 +265,12 @@ def fit(
     place, dtype, criterion = _prepare(model, criterion, device, precision)
     check_compile(compile, place)
     processes.check_together(model, criterion, place)
-    check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
     if processes.rank():
         log, progress = None, False
     say: Log = log or (lambda line: None)
     run = RunFolder(checkpoint, mirror, resume, say)
+    # Before the folder is made and weights are counted: what does not fit leaves nothing behind.
+    check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
     with ExitStack() as stack:
@@ -285,6 +283,7 @@ def fit(
         if scheduler is None:
             check_unscheduled(optimizer)
             scheduler = ReduceLROnPlateau(optimizer, patience=3)
+        check_rate(optimizer, scheduler)
         use_scaler = dtype == torch.float16 and (saved is None or bool(saved["scaler"]))
         scaler = torch.amp.GradScaler(place.type, enabled=use_scaler)
         plain_model = unwrap(model)
@@ -316,7 +315,7 @@ def fit(
             scheduler=scheduler,
             scaler=scaler,
             ema=average,
-            criterion=criterion if is_trainable(criterion) else None,
+            criterion=criterion if loss_parameters(criterion) else None,
         )
         if saved:
             rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
@@ -335,7 +334,7 @@ def fit(
             state.restore(saved)
             history = History(**saved["history"])
             history.settings["epochs"] = max(epochs, len(history))
-            run.restore_derived(saved, history)
+            run.rewrite_derived(saved, history)
             if len(history) < epochs:
                 history.note_machine(hardware(place))
                 say(f"Resuming after epoch {len(history)} of {epochs} in {run}")

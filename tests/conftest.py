@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the runs they start
     os.environ["OMP_NUM_THREADS"] = "1"
-# The tests run on the CPU; those of a GPU alone by `CUDA_VISIBLE_DEVICES=0 python -m pytest -k cuda`.
+# The tests run on the CPU; those of a GPU by themselves: CUDA_VISIBLE_DEVICES=0 python -m pytest -k cuda
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import cv2

@@ -393,21 +393,23 @@ def test_depth_counts_layers_with_weights(data, build, found):
 
 
 class Bottlenecks(nn.Module):
-    """Six weighted layers, and a 1x1 convolution in a shortcut that has this name."""
+    """Seven weighted layers, and four 1x1 convolutions in shortcuts, of which one has this name."""
 
     def __init__(self, name):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.GroupNorm(1, 8)
         self.residual = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 8, 1))
-        self.last = nn.Conv2d(8, 8, 1)
-        setattr(self, name, nn.Conv2d(8, 8, 1))
+        self.output_projection = nn.Conv2d(8, 8, 1)
+        self.skips = nn.ModuleDict({name: nn.Conv2d(8, 8, 1)})
+        self.residual_1 = nn.ModuleDict({"conv": nn.Conv2d(8, 8, 3), "shortcut": nn.Sequential(nn.Conv2d(8, 8, 1))})
+        self.shortcut = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)])
         self.fc = nn.Linear(8, 10)
 
 
 @pytest.mark.parametrize("name", ["shortcut", "shortcut_conv", "skip_1"])
 def test_depth_leaves_out_what_is_called_a_shortcut_and_is_one(data, name):
-    assert rules.depth(6, Bottlenecks(name)).found == "6 in Bottlenecks"
+    assert rules.depth(7, Bottlenecks(name)).found == "7 in Bottlenecks"
 
 
 def notebook(tmp_path, *cells):

@@ -20,6 +20,7 @@ from eva_utils.utils import checks
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.lock import locked
+from eva_utils.utils.lr_finder import lr_find
 from eva_utils.utils.optim import one_cycle
 
 
@@ -236,12 +237,19 @@ def test_a_cosine_of_another_length_is_warned_of(tiny_net):
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
     with pytest.warns(UserWarning, match=r"T_max=20\) steps once an epoch, so in 2 of them.*it is T_max=2"):
         fit(tiny_net, [(IMAGES, LABELS)], epochs=2, optimizer=optimizer, scheduler=cosine)
+    shorter = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=19)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "CosineAnnealingLR")
+        fit(TinyNet(), [(IMAGES, LABELS)], epochs=2)
+        checks.check_fit(tiny_net, [0], [0], 2, optimizer, shorter, None)
 
 
 def test_a_rate_of_0_is_refused_unless_the_schedule_raises_it(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.0)
-    with pytest.raises(ValueError, match="learning rate is 0, so nothing would be learnt"):
-        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+    for plateau in (None, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)):
+        with pytest.raises(ValueError, match="learning rate is 0, so nothing would be learnt"):
+            fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer, scheduler=plateau)
+    assert lr_find(tiny_net, [(IMAGES, LABELS)] * 16, optimizer, device="cpu").rates  # which sets rates of its own
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: epoch)
     assert optimizer.param_groups[0]["lr"] == 0
@@ -251,7 +259,7 @@ def test_a_rate_of_0_is_refused_unless_the_schedule_raises_it(tiny_net):
 def test_parameters_that_the_optimizer_does_not_know_are_named(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     tiny_net.fc = nn.Linear(6, 4)  # after the optimizer
-    with pytest.warns(UserWarning, match="2 of the model's 6 parameters .* not in the optimizer, as 'fc.weight'"):
+    with pytest.warns(UserWarning, match="2 of the model's 6 parameters are not in the optimizer, as 'fc.weight'"):
         fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
     tiny_net.fc.requires_grad_(False)
     with warnings.catch_warnings():

@@ -30,10 +30,11 @@ def test_json_gives_back_the_same_record():
 def test_a_loss_is_described_by_its_options_or_those_it_is_given():
     batches, optimizer = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))], SGD([torch.zeros(1)], lr=0.1)
     scheduler, found = ConstantLR(optimizer, factor=1), []
-    for loss in (nn.CrossEntropyLoss(label_smoothing=0.1), partial(F.cross_entropy, label_smoothing=0.1)):
+    given = {"label_smoothing": 0.1, "weight": torch.full((2,), 0.5)}
+    for loss in (nn.CrossEntropyLoss(label_smoothing=0.1), partial(F.cross_entropy, **given)):
         found.append(describe_run(nn.Linear(1, 1), optimizer, scheduler, loss, batches, batches)["criterion"])
     assert found[0].items() >= {"class": "CrossEntropyLoss", "label_smoothing": 0.1}.items()
-    assert found[1] == {"class": "cross_entropy", "label_smoothing": 0.1}
+    assert found[1] == {"class": "cross_entropy", "label_smoothing": 0.1, "weight": [0.5, 0.5]}
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"rows": 1, "settings": {}}'])

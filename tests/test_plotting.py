@@ -93,14 +93,16 @@ def test_several_histories_share_a_figure():
 
 
 def test_a_dozen_histories_are_told_apart_and_leave_room_for_the_curves():
-    figure = plotting.plot_history({f"_run ${number}$": history([0.1] * 5) for number in range(12)})
+    figure = plotting.plot_history({f"_a run of a long name ${number}$": history([0.1] * 5) for number in range(12)})
     figure.canvas.draw()
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts == [*(rf" _run \${number}\$, best: 55.00%, epoch 4" for number in range(12)), "train", "test"]
-    drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_label() in texts[:12]}
+    names = [rf" _a run of a long name \${number}\$, best: 55.00%, epoch 4" for number in range(12)]
+    assert texts == [*names, "train", "test"]
+    drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_label() in names}
     assert len(drawn) == 12
     assert all(axis.get_window_extent().height > 250 for axis in figure.axes)
+    assert " layer, best: 55.00%, epoch 4" in labels(plotting.plot_history({"layer": history([0.1] * 5)}).axes[0])
 
 
 def test_one_epoch_is_enough_and_none_is_refused():

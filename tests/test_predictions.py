@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from conftest import random_batches
@@ -127,8 +130,10 @@ def test_misuse_is_refused(predictions, tiny_net):
 
 def test_a_loader_that_changes_its_order_is_noticed(tiny_net):
     class Restless:
+        generator = torch.Generator().manual_seed(0)
+
         def __iter__(self):
-            order = torch.randperm(41)
+            order = torch.randperm(41, generator=self.generator)
             return iter([(SAMPLES.tensors[0][order], SAMPLES.tensors[1][order])])
 
     found = predict(tiny_net, Restless())
@@ -139,10 +144,22 @@ def test_a_loader_that_changes_its_order_is_noticed(tiny_net):
         spent.wrong(5)
 
 
-def test_random_generators_stay_as_they_were(tiny_net):
-    before = torch.get_rng_state()
-    predict(tiny_net, DataLoader(SAMPLES, batch_size=8)).wrong(5)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_images_that_are_drawn_anew_are_those_predicted_and_generators_stay_as_they_were(tiny_net):
+    class Noisy(list):
+        def __iter__(self):
+            for images, labels in super().__iter__():
+                seen.append(images + torch.randn(images.shape) + random.random() + np.random.rand())
+                yield seen[-1], labels
+
+    seen = []
+    loader = Noisy(DataLoader(SAMPLES, batch_size=8))
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    found = predict(tiny_net, loader)
+    predicted = torch.cat(seen)
+    assert all(torch.equal(record.image, predicted[record.index]) for record in found.wrong(5) + found.correct(5))
+    python, numpy, of_torch = before
+    assert random.getstate() == python and torch.equal(torch.get_rng_state(), of_torch)
+    assert all(np.array_equal(now, then) for now, then in zip(np.random.get_state(), numpy, strict=True))
 
 
 def test_lack_of_memory_stays_what_it_is(tiny_net):

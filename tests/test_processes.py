@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, TinyNet
 from torch import nn
 
@@ -131,6 +133,7 @@ def test_a_loader_that_is_not_divided_is_summed_in_each_process_alone(monkeypatc
     ("norm", "criterion", "place", "message"),
     [
         ("layer", nn.CrossEntropyLoss(weight=torch.ones(4)), "cpu", "a loss that weights the classes"),
+        ("layer", partial(F.cross_entropy, weight=torch.ones(4)), "cpu", "a loss that weights the classes"),
         ("layer", nn.AdaptiveLogSoftmaxWithLoss(4, 4, [2]), "cpu", "a loss with parameters would be trained by each"),
         ("layer", None, "meta", "this process of 2 trains on cpu, not on meta; leave device out"),
         ("batch", None, "cpu", "torch synchronises batch normalization on CUDA only"),

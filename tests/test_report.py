@@ -87,7 +87,7 @@ def test_the_readme_says_what_the_run_recorded(run, data):
         assert f"Loss={row['train_loss']:.4f} Batch_id=2 LR=0.05000 Accuracy={row['train_accuracy']:.2f}: 100%|" in text
         correct = round(row["test_accuracy"] * 0.8)
         assert f"loss: {row['test_loss']:.4f}, Accuracy: {correct}/80 ({row['test_accuracy']:.2f}%)" in text
-    assert "| seed | 1 of the weights, 0 of the order and the augmentation |" in text
+    assert "| seed | 1 of torch before the run, 0 of the order and the augmentation |" in text
     assert "SGD(lr=0.05, momentum=0, weight_decay=0, nesterov=False)" in text
     assert "| training transforms | RandomCrop(padding=4), Cutout(16, fill=0) |" in text
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text

@@ -213,7 +213,7 @@ def find_brief(brief: str | Brief) -> Brief:
 
 
 def adapt(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a brief's options as they fit those that are given in place of some of them.
+    """Return a brief's options, changed where options given on the command line make them unfit.
 
     Args:
         options: of a brief.

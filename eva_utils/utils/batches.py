@@ -97,7 +97,7 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
             "the loss has no gradient; compute it from the logits with torch operations, without detach(), argmax() "
             "or numpy"
         )
-    if isinstance(criterion, nn.CrossEntropyLoss) or criterion is F.cross_entropy:
+    if isinstance(criterion, nn.CrossEntropyLoss) or getattr(criterion, "func", criterion) is F.cross_entropy:
         warn_of_softmax(logits)
     totals = logits.detach().float().logsumexp(dim=1)
     rounding = 1e-2 if logits.dtype == torch.float32 else 0.1

@@ -4,6 +4,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,18 @@ def check_seed(seed: object) -> None:
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that a step changes."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def loss_parameters(criterion: Any) -> list[nn.Parameter]:
+    """Return the parameters that a loss has of its own to train, as a temperature; most have none."""
+    return trainable_parameters(criterion) if isinstance(criterion, nn.Module) else []
+
+
+def option_of(criterion: Any, name: str, default: Any = None) -> Any:
+    """Return an option of a loss, which may be a class's or one that `functools.partial` gives a function."""
+    if isinstance(criterion, partial):
+        return criterion.keywords.get(name, default)
+    return getattr(criterion, name, default)
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -119,7 +132,7 @@ def check_fit(
     if any(map(nn.parameter.is_lazy, model.parameters())):
         raise ValueError(
             "the model has lazy layers that have seen no image, so their weights are yet to be made; run a batch "
-            "through it first, model(next(iter(train_loader))[0])"
+            "through it first, as model(torch.zeros(2, 3, 32, 32))"
         )
     if any(parameter.is_inference() or parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
@@ -142,7 +155,14 @@ def check_fit(
         _check_scheduler(scheduler, optimizer, epochs, len(train_loader))
     if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
         raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
-    reduction = getattr(criterion, "reduction", "mean")
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]] if optimizer else []
+    if any(id(parameter) not in held for parameter in loss_parameters(criterion)):
+        warnings.warn(
+            "the loss has parameters that are not in the optimizer and stay as they are; build the optimizer from "
+            "[*model.parameters(), *criterion.parameters()]",
+            stacklevel=3,
+        )
+    reduction = option_of(criterion, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
 
@@ -157,14 +177,12 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, schedul
     left = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
     if left:
         warnings.warn(
-            f"{len(left)} of the model's {len(own)} parameters are to be trained and not in the optimizer, as "
-            f"{left[0]!r}: they stay as they are; build the optimizer after the last change of the model, or set "
-            "requires_grad_(False) on them if that is meant",
+            f"{len(left)} of the model's {len(own)} parameters are not in the optimizer, as {left[0]!r}, and stay as "
+            "they are; if that is meant, set requires_grad_(False) on them, else build the optimizer after the last "
+            "change of the model",
             stacklevel=4,
         )
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if max(rates) == 0 and (scheduler is None or isinstance(scheduler, ReduceLROnPlateau)):
-        raise ValueError("the optimizer's learning rate is 0, so nothing would be learnt; give a higher one")
     if not all(math.isfinite(rate) for rate in rates):
         raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
     if scheduler is None and min(rates) < 0:
@@ -193,7 +211,7 @@ def _check_scheduler(
     if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max >= 10 * epochs:
         warnings.warn(
             f"CosineAnnealingLR(T_max={scheduler.T_max}) steps once an epoch, so in {epochs} of them the rate would "
-            f"hardly fall; for a run of this length it is T_max={epochs}",
+            f"hardly fall; for a run of this length it is T_max={epochs}, unless more epochs are to follow",
             stacklevel=4,
         )
 
@@ -214,6 +232,12 @@ def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
             "a OneCycleLR was built on this optimizer and not passed, so the run would begin at its lowest rate; pass "
             "scheduler= as well, or build the optimizer anew"
         )
+
+
+def check_rate(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+    """Raise ValueError if the learning rate is 0 and no schedule raises it."""
+    if isinstance(scheduler, ReduceLROnPlateau) and not any(float(group["lr"]) for group in optimizer.param_groups):
+        raise ValueError("the optimizer's learning rate is 0, so nothing would be learnt; give a higher one")
 
 
 def check_steps_left(scheduler: LRScheduler, steps: int) -> None:

@@ -45,23 +45,24 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
     runs = {"": history} if isinstance(history, History) else dict(history)
     if not runs:
         raise ValueError("there is no history to draw; pass one, or several by name")
-    alone = len(runs) == 1
+    alone = isinstance(history, History)
     figure, (axes,) = new_figure(1, 2, 4.0 + (0 if alone else 0.16 * -(-len(runs) // 2)))
     for number, (name, run) in enumerate(runs.items()):
         best = run.best
         epochs = [row["epoch"] for row in run.rows]
         drops = _drops([row["lr"] for row in run.rows])
         share = f"{best['test_accuracy']:.2f}%, epoch {best['epoch']}"
-        names = ("train", tested, f"best: {share}") if alone else ("_", f" {shorten(name)}, best: {share}", "_")
+        # matplotlib leaves out what begins with an underscore, hence the space before a run's own name
+        names = ("train", tested, f"best: {share}") if alone else ("_", f" {shorten(name, 40)}, best: {share}", "_")
         colours = (BLUE, ORANGE) if alone else (COLOURS[number % len(COLOURS)],) * 2
-        dots: dict[str, Any] = {
+        marks: dict[str, Any] = {
             "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
             "markevery": max(1, len(epochs) // 30),
         }
         for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
             train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
-            axis.plot(epochs, train, color=colours[0], linestyle="--", label=names[0], **dots)
-            axis.plot(epochs, test, color=colours[1], label=names[1], **dots)
+            axis.plot(epochs, train, color=colours[0], linestyle="--", label=names[0], **marks)
+            axis.plot(epochs, test, color=colours[1], label=names[1], **marks)
             (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=names[2])
             ring.set(markersize=11, fillstyle="none")
             if kind == "loss" and max(test) > 10 * max(train) and min(train + test) > 0:
@@ -113,7 +114,7 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
         dot = "." if len(values) <= 60 else None
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(
-            range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=f" {shorten(name)}"
+            range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=f" {shorten(name, 40)}"
         )
     axis.set(xlabel=unit, ylabel="learning rate")
     _count_along_x(axis, max(len(values) for values in runs.values()))

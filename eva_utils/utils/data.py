@@ -39,7 +39,8 @@ class Data:
     test_share: float | None = None
 
     def __repr__(self) -> str:
-        names = ", ".join(self.classes if len(self.classes) <= 12 else [*self.classes[:10], "…"])
+        shown = self.classes if len(self.classes) <= 12 else [*self.classes[:10], "…"]
+        names = ", ".join(map(str, shown))
         mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std))
         loaders = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"  {name}: {loader}" for name, loader in loaders.items() if loader is not None]
@@ -126,32 +127,32 @@ def load_data(
             f"size={size} makes more of the images than half of the memory holds; make it or limit smaller"
         )
     splits = [(_resize(images, size), labels) for images, labels in splits]
-    prints = [take_fingerprint(*split) for split in splits]  # of the files, whether there is memory for them or not
+    fingerprints = [take_fingerprint(*split) for split in splits]  # of files as such, fit or not
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
     own = source == "cifar10" and test_share is None and size in (None, 32)
     known = (CIFAR10_MEAN, CIFAR10_STD) if own else None
     mean, std = known or _statistics(splits[0][0], workers)
 
-    def loader(number: int, transform: Compose, shuffle: bool = False) -> Loader:
+    def loader(split: Split, fingerprint: str, transform: Compose, shuffle: bool = False) -> Loader:
         return Loader(
-            *splits[number],
+            *split,
             transform,
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
             device=placed,
             workers=workers,
-            fingerprint=prints[number],
+            fingerprint=fingerprint,
         )
 
     if not isinstance(recipe, str):  # a pipeline that does not fit is refused now, and not in the first epoch
         train_transform(recipe, mean, std)(splits[0][0][0][None].clone(), torch.Generator())
     plain = test_transform(mean, std)
     return Data(
-        train=loader(0, train_transform(recipe, mean, std), shuffle=True),
-        validation=loader(1, plain) if validation else None,
-        test=loader(2, plain),
+        train=loader(splits[0], fingerprints[0], train_transform(recipe, mean, std), shuffle=True),
+        validation=loader(splits[1], fingerprints[1], plain) if validation else None,
+        test=loader(splits[2], fingerprints[2], plain),
         classes=classes,
         mean=mean,
         std=std,

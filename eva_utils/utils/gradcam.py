@@ -92,8 +92,8 @@ class GradCAM:
             ValueError: the images are no batch, a class does not exist, a layer does not run, has no map
                 or does not reach the logits.
         """
-        with self._quiet(images) as copy:
-            maps = self._maps(copy, classes, self.layers or [deepest_layer(self.model, copy, self._shape)])
+        with self._quiet(images) as own:
+            maps = self._maps(own, classes, self.layers or [deepest_layer(self.model, own, self._shape)])
         size = images.shape[-2:]
         # Scaled before as well, so that rounding in the upsampling of a flat map is not stretched into a pattern.
         sized = {name: F.interpolate(_scale(map_)[:, None], size, mode="bilinear")[:, 0] for name, map_ in maps.items()}
@@ -108,8 +108,8 @@ class GradCAM:
         Raises:
             ValueError: those of a call.
         """
-        with self._quiet(images) as copy:
-            maps = self._maps(copy[:1], None, self.layers or [deepest_layer(self.model, copy, self._shape)])
+        with self._quiet(images) as own:
+            maps = self._maps(own[:1], None, self.layers or [deepest_layer(self.model, own, self._shape)])
         return {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in maps.items()}
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class GradCAM:
         Raises:
             ValueError: the images are no batch, or the model does not return logits.
         """
-        with self._quiet(images) as copy:
-            with failure_explained(self.model, copy):
-                logits = self.model(copy)
-            check_logits(logits, copy)
+        with self._quiet(images) as own:
+            with failure_explained(self.model, own):
+                logits = self.model(own)
+            check_logits(logits, own)
         return logits.float().softmax(dim=1).cpu()
 
     @contextmanager

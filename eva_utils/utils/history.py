@@ -98,9 +98,10 @@ def describe_run(
 
 
 def _describe_criterion(criterion: Any) -> dict[str, Any]:
-    """Return class or function and options; of parameters, which training changes, the shapes."""
+    """Return class or function and options; parameters by shape, since training changes them."""
     if isinstance(criterion, partial):
-        return {**_describe_criterion(criterion.func), **_plain(criterion.keywords, set())}
+        given = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in criterion.keywords.items()}
+        return {**_describe_criterion(criterion.func), **_plain(given, set())}
     return {
         "class": getattr(criterion, "__name__", type(criterion).__name__),
         **_plain(getattr(criterion, "__dict__", {}), _RUNNING),

@@ -30,7 +30,7 @@ class Loader:
         seed: of the order and of the transform.
         device: where the batches are made; the CPU if None.
         workers: processes that decode `ImageFiles`; 0 decodes in this one.
-        fingerprint: what the record of a run knows the data by; that of the images and labels if None.
+        fingerprint: identifies the data in the record of a run; None takes that of the images and labels.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Loader:
 
 
 def take_fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
-    """Hash the pixels, or of files all names and sizes and the bytes of 64, together with the labels."""
+    """Hash the pixels, or of files all names and sizes and the bytes of at most 64, together with the labels."""
     digest = hashlib.sha256(labels.cpu().numpy().tobytes())
     if isinstance(images, Tensor):
         digest.update(str(tuple(images.shape)).encode())
@@ -135,6 +135,6 @@ def take_fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
     digest.update(f"{images.size}\n".encode())
     for path in images.paths:
         digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
-    for path in images.paths[:: max(1, len(images) // 64)]:
+    for path in images.paths[:: math.ceil(len(images) / 64) or 1]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -133,9 +133,9 @@ def _parameters(record: dict) -> str:
     ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
     of_torch = settings.get("torch_seed", 2**32)
     seeds = {
-        "weights": of_torch if of_torch < 2**32 else None,  # larger where nothing was seeded
-        "order and the augmentation": trained.get("seed"),
-        "run": settings["seed"],
+        "torch before the run": of_torch if of_torch < 2**32 else None,  # larger where nothing was seeded
+        "the order and the augmentation": trained.get("seed"),
+        "the run": settings["seed"],
     }
     warmup = settings.get("warmup", 0)
     counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
@@ -160,7 +160,7 @@ def _parameters(record: dict) -> str:
         ("precision", settings["precision"]),
         (
             "seed",
-            ", ".join(f"{seed} of the {part}" for part, seed in seeds.items() if seed is not None) or "not recorded",
+            ", ".join(f"{seed} of {part}" for part, seed in seeds.items() if seed is not None) or "not recorded",
         ),
     ]
     return _table(("parameter", "value"), rows)

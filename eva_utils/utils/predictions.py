@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from .batches import check_batch, check_labels
 from .checks import check_whole, is_shuffled
 from .forward import logits_of
-from .runtime import keep_modes, keep_rng, pick_device, pick_precision, seed_everything
+from .runtime import keep_modes, keep_rng, pick_device, pick_precision, rng_state, set_rng_state
 
 MISTAKES, HITS = "misclassified", "correctly classified"
-OTHER_SEED = 20_261_127  # with which a loader that shuffles shows another order than `predict` saw
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,11 @@ class Predictions:
         target: int64 (N,).
     """
 
-    def __init__(self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor) -> None:
+    def __init__(
+        self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor, rng: dict | None = None
+    ) -> None:
         self.probabilities, self.predicted, self.target = probabilities, predicted, target
-        self._loader = loader
+        self._loader, self._rng = loader, rng
 
     def __repr__(self) -> str:
         return f"Predictions({len(self)} images, {self.accuracy:.2f}% correct)"
@@ -129,8 +130,9 @@ class Predictions:
         else:
             confidence = self.probabilities[positions].gather(1, self.predicted[positions, None]).flatten()
             positions = positions[confidence.argsort(descending=True, stable=True)]
-        with keep_rng():  # a DataLoader draws a number at each pass
-            seed_everything(OTHER_SEED)
+        with keep_rng():
+            if self._rng:  # so that a loader which draws yields the very images that were predicted
+                set_rng_state(self._rng)
             return Records(self._records(positions[:n].tolist()), kind, n, total)
 
     def _records(self, positions: list[int]) -> list[Record]:
@@ -163,6 +165,8 @@ def predict(
 ) -> Predictions:
     """Run a model once over a loader in evaluation mode; its accuracy equals that of `eva_utils.main.test`.
 
+    Random generators are left as they were, so a second call repeats the draws of the first.
+
     Args:
         model: returns logits (N, C); it is moved to the device and left in the mode it was in.
         loader: yields (images, labels) in the same order each time; positions in it are the indices.
@@ -183,7 +187,7 @@ def predict(
     place = pick_device(device)
     dtype = pick_precision(precision, place)
     model.to(place)
-    outputs, targets = [], []
+    outputs, targets, rng = [], [], rng_state()
     with keep_modes(model), keep_rng(), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
@@ -195,4 +199,4 @@ def predict(
         raise ValueError("the loader is empty; it must yield at least one batch of (images, labels)")
     logits, target = torch.cat(outputs).cpu(), torch.cat(targets).cpu()
     check_labels(target, logits.shape[1], "the loader")
-    return Predictions(loader, logits.softmax(dim=1), logits.argmax(dim=1), target)
+    return Predictions(loader, logits.softmax(dim=1), logits.argmax(dim=1), target, rng)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from .checks import loss_parameters, option_of
+
 
 def count() -> int:
     """Return how many processes train together; 1 outside of a group."""
@@ -67,9 +69,9 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
     own = device()
     if place.type != own.type or place.index not in (None, own.index):
         raise ValueError(f"this process of {count()} trains on {own}, not on {place}; leave device out")
-    if getattr(criterion, "weight", None) is not None:
+    if option_of(criterion, "weight") is not None:
         raise ValueError("a loss that weights the classes averages by weight in each process; train in one process")
-    if isinstance(criterion, nn.Module) and any(True for _ in criterion.parameters()):
+    if loss_parameters(criterion):
         raise ValueError("a loss with parameters would be trained by each process for itself; train in one process")
     if place.type != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise ValueError(

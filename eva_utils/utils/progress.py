@@ -48,4 +48,4 @@ class ProgressBar:
 
 
 def _is_watched(stream: Any) -> bool:
-    return getattr(stream, "isatty", bool)() or type(stream).__module__.startswith("ipykernel")
+    return (hasattr(stream, "isatty") and stream.isatty()) or type(stream).__module__.startswith("ipykernel")

@@ -126,6 +126,7 @@ def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
 
 
 _SHORTCUTS = {"shortcut", "downsample", "skip", "identity", "projection", "residual"}
+_SHORTCUT_WORDS = {"shortcut", "downsample", "skip"}  # also within a name, as shortcut_conv
 
 
 def depth(required: int, model: nn.Module) -> Finding:
@@ -141,13 +142,15 @@ def depth(required: int, model: nn.Module) -> Finding:
 
 def _is_in_shortcut(name: str, model: nn.Module) -> bool:
     """Whether a convolution is in a part that is called a shortcut, and is the only one there."""
-    parts = name.split(".")
-    called = (place for place, part in enumerate(parts, start=1) if _SHORTCUTS & set(part.split("_")))
-    place = next(called, None)
-    if place is None:
-        return False
-    held = model.get_submodule(".".join(parts[:place])).modules()
-    return sum(isinstance(module, nn.Conv2d) for module in held) == 1
+    modules, parts = dict(model.named_modules()), name.split(".")
+    for end, part in enumerate(parts, start=1):
+        if part in _SHORTCUTS or _SHORTCUT_WORDS & set(part.split("_")):
+            if isinstance(modules[".".join(parts[:end])], nn.ModuleList):  # of several shortcuts
+                end += 1
+            held = modules[".".join(parts[:end])].modules()
+            if sum(isinstance(module, nn.Conv2d) for module in held) == 1:
+                return True
+    return False
 
 
 _NORMS = (

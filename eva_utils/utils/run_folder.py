@@ -66,7 +66,7 @@ class RunFolder:
         """Put a finished epoch on disk, and into the mirror."""
         self._write(disk.save_epoch, state, history)
 
-    def restore_derived(self, state: dict, history: History) -> None:
+    def rewrite_derived(self, state: dict, history: History) -> None:
         """Write again what is made from the last epoch's state: a kill may have come between."""
         self._write(disk.write_derived, state, history)
 

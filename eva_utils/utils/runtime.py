@@ -201,7 +201,7 @@ def rng_state() -> dict:
     """Return the state of every random generator (python, numpy, torch, its devices) as tensors and plain values."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    state["numpy"] = (name, torch.tensor(np.asarray(keys, np.int64)), *rest)
+    state["numpy"] = (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest)
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():

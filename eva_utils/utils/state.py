@@ -5,7 +5,6 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import processes
 from .history import History
@@ -39,11 +38,6 @@ def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.
             stacklevel=3,
         )
     return dtype
-
-
-def is_trainable(criterion: Any) -> bool:
-    """Whether a loss has parameters of its own, as a temperature, which are then trained, saved and put back."""
-    return isinstance(criterion, nn.Module) and any(True for _ in criterion.parameters())
 
 
 class RunState:

@@ -35,11 +35,14 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
 
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stdout(table):
+        trial = copy.deepcopy(model).cpu().eval()
         try:
-            torchsummary.summary(copy.deepcopy(model).cpu().eval(), tuple(input_size), device="cpu")
-        except RuntimeError as error:
+            trial(torch.rand(2, *input_size))
+        except Exception as error:
             size = f"(channels, height, width) = {input_size}"
             raise ValueError(f"the model does not take {size}: {first_line(error)}") from error
+        try:
+            torchsummary.summary(trial, tuple(input_size), device="cpu")
         except Exception as error:  # what its hooks make of outputs they do not know
             kind = type(model).__name__
             raise ValueError(
