@@ -348,6 +348,12 @@ class Temperature(nn.Module):
         return nn.functional.cross_entropy(logits / self.scale, labels)
 
 
+def test_a_loss_whose_parameters_are_not_trained_is_warned_of(tiny_net):
+    samples = DataLoader(random_batches(13), batch_size=8)
+    with pytest.warns(UserWarning, match="the loss has parameters that are not in the optimizer and stay as they are"):
+        engine.fit(tiny_net, samples, samples, epochs=1, criterion=Temperature(), **QUIET)
+
+
 def test_a_loss_that_learns_is_part_of_the_run(tmp_path):
     def learn(epochs, **options):
         seed_everything(11)

@@ -20,6 +20,20 @@ def parse(arguments):
     return runpy.run_path(str(ROOT / "main.py"))["parse"](arguments)
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("give size= to resize all (test_share=0.2)", "give --size to resize all (--test-share 0.2)"),
+        ("continue it with resume='auto' (--resume)", "continue it with resume='auto' (--resume)"),
+        ("runs/lr=0.1 already holds a run", "runs/lr=0.1 already holds a run"),
+        ("nesterov=True wants momentum", "nesterov=True wants momentum"),
+    ],
+)
+def test_messages_name_options_as_one_types_them(message, shown):
+    main = runpy.run_path(str(ROOT / "main.py"))
+    assert main["as_options"](message, main["parse"](["--out", "runs/lr=0.1"])) == shown
+
+
 def run(*arguments, code=0):
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
