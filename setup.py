@@ -34,7 +34,7 @@ setup(
             "pytest-xdist>=3.5",  # on two cores
             "ruff>=0.6",  # lint and format
             "mypy>=1.10",  # types
-            "setuptools>=64",  # the tests install a clone without the network
+            "setuptools>=70.1",  # the tests install a clone without the network, and this one makes wheels itself
             "grad-cam>=1.5",  # the reference that Grad-CAM is compared with
             "hypothesis>=6",  # property tests
             "ipykernel>=6",  # runs the notebooks
