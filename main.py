@@ -325,13 +325,15 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.precision == "auto" and precision != "float16":
         args.precision = precision
     model = build(options, len(data.classes), image_side(data))
+    smoothing = history.settings["criterion"].get("label_smoothing", 0.0)  # so that the losses are of one kind
+    criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
     recorded_on = history.settings["test_loader"].get("fingerprint")
     where = "of the same images"
     if recorded_on != data.test.fingerprint:
         where = "of other images than these (another dataset, --limit or --validation)"
     for which, row in (("best", best), ("last", last)):
         eva.load_weights(model, args.evaluate, which)
-        score = eva.test(model, data.test, device=args.device, precision=args.precision)
+        score = eva.test(model, data.test, criterion=criterion, device=args.device, precision=args.precision)
         print(
             f"{which}.pt, epoch {row['epoch']}: {score.correct}/{score.samples} ({score.accuracy:.2f}%), "
             f"loss {score.loss:.4f}; the record says {row['test_accuracy']:.2f}% {where}, loss {row['test_loss']:.4f}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from .utils import processes
-from .utils.batches import check_batch, check_labels, check_loss, check_outputs
+from .utils.batches import check_batch, check_labels, check_outputs
 from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_averaging,
@@ -25,10 +25,11 @@ from .utils.checks import (
     check_warmup,
     loss_parameters,
     trainable_parameters,
+    warn_of_cosine,
     warn_of_loaders,
     warn_of_trained,
 )
-from .utils.forward import logits_of
+from .utils.forward import logits_of, loss_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score
 from .utils.names import first_line, plural
@@ -114,9 +115,8 @@ def train(
             optimizer.zero_grad()
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
-            loss = criterion(logits.float(), labels) if len(labels) else 0 * logits.float().sum()
-            if number == 0:
-                check_loss(loss, criterion if len(labels) else None, logits)
+            first = number == 0
+            loss = loss_of(criterion, logits, labels, first=first) if len(labels) else 0 * logits.float().sum()
             first_bad.update(loss, number)
             if place.type == "cpu":
                 first_bad.check()
@@ -185,9 +185,7 @@ def test(
                 continue
             logits = _forward(model, images, labels, place, dtype, number)
             labels = labels.to(place, non_blocking=place.type == "cuda")
-            loss = criterion(logits.float(), labels)
-            if number == 0:
-                check_loss(loss, criterion, logits)
+            loss = loss_of(criterion, logits, labels, first=number == 0)
             meter.update(loss, logits, labels)
     return meter.total() if shared else meter.score()
 
@@ -284,6 +282,7 @@ def fit(
             check_unscheduled(optimizer)
             scheduler = ReduceLROnPlateau(optimizer, patience=3)
         check_rate(optimizer, scheduler)
+        warn_of_cosine(scheduler, epochs, warmup, len(train_loader))
         use_scaler = dtype == torch.float16 and (saved is None or bool(saved["scaler"]))
         scaler = torch.amp.GradScaler(place.type, enabled=use_scaler)
         plain_model = unwrap(model)
@@ -339,7 +338,8 @@ def fit(
                 history.note_machine(hardware(place))
                 say(f"Resuming after epoch {len(history)} of {epochs} in {run}")
             else:
-                say(f"The run in {run} has finished its {len(history)} epochs: its weights and history are loaded")
+                finished = plural(len(history), "epoch")
+                say(f"The run in {run} has finished its {finished}: its weights and history are loaded")
 
         options: dict[str, Any] = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         train_options = {"scaler": scaler, "clip": clip, "ema": average, "progress": progress, "log": log, **options}

@@ -174,6 +174,11 @@ def test_log_probabilities_are_not_taken_for_logits(criterion, logits):
     batches.check_loss(criterion(logits.requires_grad_(), torch.tensor([0, 1])), criterion, logits)
 
 
+def test_a_criterion_that_fails_is_named_with_its_inputs(tiny_net):
+    with pytest.raises(ValueError, match=r"criterion failed on its first batch, logits \(8, 4\) and .* \(8,\): weight"):
+        fit(tiny_net, [(IMAGES, LABELS)], criterion=nn.CrossEntropyLoss(weight=torch.ones(3)))
+
+
 def test_a_forward_that_is_not_written_is_named():
     with pytest.raises(ValueError, match=r"failed on its first batch, images \(8, 3, 8, 8\): NotImplementedError"):
 

@@ -232,16 +232,24 @@ def test_a_wrong_test_loader_is_refused_before_training(tiny_net):
     assert lines == []
 
 
-def test_a_cosine_of_another_length_is_warned_of(tiny_net):
+@pytest.mark.parametrize(
+    ("length", "warmup", "message"),
+    [
+        (50, 0, r"T_max=50\) steps once an epoch, so the rate hardly falls.*it is T_max=5"),
+        (15, 0, r"T_max=15\) steps once an epoch, so the rate hardly falls.*it is T_max=5"),  # 5 epochs of 3 batches
+        (2, 0, r"T_max=2\) .* rises again after 2 of the 5 epochs.*it is T_max=5"),
+        (5, 0, None),
+        (4, 0, None),
+        (3, 2, None),
+        (10, 0, None),  # more epochs may follow
+    ],
+)
+def test_a_cosine_of_another_length_is_warned_of(length, warmup, message, tiny_net, recwarn):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
-    with pytest.warns(UserWarning, match=r"T_max=20\) steps once an epoch, so in 2 of them.*it is T_max=2"):
-        fit(tiny_net, [(IMAGES, LABELS)], epochs=2, optimizer=optimizer, scheduler=cosine)
-    shorter = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=19)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "CosineAnnealingLR")
-        fit(TinyNet(), [(IMAGES, LABELS)], epochs=2)
-        checks.check_fit(tiny_net, [0], [0], 2, optimizer, shorter, None)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=length)
+    checks.warn_of_cosine(cosine, 5, warmup, 3)
+    assert len(recwarn) == (message is not None)
+    assert message is None or re.search(message, str(recwarn[0].message))
 
 
 def test_a_rate_of_0_is_refused_unless_the_schedule_raises_it(tiny_net):

@@ -39,7 +39,9 @@ def test_a_loss_is_described_by_its_options_or_those_it_is_given():
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"rows": 1, "settings": {}}'])
 def test_what_is_no_record_is_named(text):
-    with pytest.raises(ValueError, match=r"this is not the record of a run, as history\.json holds it"):
+    with pytest.raises(
+        ValueError, match=r"this is not the record of a run, the text of a history\.json .*a path is to be opened"
+    ):
         History.from_json(text)
 
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
 from eva_utils.utils.data import load_data
-from eva_utils.utils.lr_finder import _steepest, lr_find
+from eva_utils.utils.lr_finder import RateCurve, _steepest, lr_find
 
 QUIET = {"device": "cpu", "precision": "float32"}
 
@@ -67,6 +67,8 @@ def test_the_suggestion_is_where_the_loss_falls_fastest():
         left, right = max(place - 1, 10), min(place + 1, last)
         slopes[rates[place]] = (losses[right] - losses[left]) / (math.log(rates[right]) - math.log(rates[left]))
     assert suggestion == min(slopes, key=slopes.get)
+    shown = repr(RateCurve(rates, losses, suggestion))
+    assert shown == f"RateCurve(50 rates from 1e-06 to 0.1, suggestion {suggestion:.2g})"
 
 
 def test_the_curve_is_the_mean_with_weights_that_fall_by_a_twentieth_a_batch():

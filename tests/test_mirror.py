@@ -41,6 +41,18 @@ def test_a_lost_run_resumes_exactly_from_its_mirror(tmp_path):
     assert contents(mirror) == contents(run)
 
 
+def test_a_mirror_of_another_model_leaves_a_new_folder_empty(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=1, checkpoint=run, mirror=mirror)
+    before = contents(mirror)
+    for other in ("step", "cosine"):
+        message = r"cannot resume: scheduler class .* \(in the mirror .*mirror, so name another one as well\)"
+        with pytest.raises(ValueError, match=message):
+            make_run(other, checkpoint=tmp_path / "new", mirror=mirror, resume="auto")
+    assert contents(tmp_path / "new") == {} and contents(mirror) == before
+    make_run("step", epochs=1, checkpoint=tmp_path / "new", mirror=tmp_path / "second", resume="auto")
+
+
 def test_a_mirror_that_disappears_halfway_is_warned_of_and_caught_up(tmp_path):
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     lines = []

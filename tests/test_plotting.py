@@ -102,6 +102,9 @@ def test_a_dozen_histories_are_told_apart_and_leave_room_for_the_curves():
     drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_label() in names}
     assert len(drawn) == 12
     assert all(axis.get_window_extent().height > 250 for axis in figure.axes)
+    long = [f"resnet18_layer_norm_batch128_OneCycleLR_max_lr_{rate}" for rate in (0.1, 0.01)]
+    drawn = plotting.plot_history({name: history([0.1] * 5) for name in long})
+    assert len({text.get_text() for text in drawn.legends[0].get_texts()}) == 4
     assert " layer, best: 55.00%, epoch 4" in labels(plotting.plot_history({"layer": history([0.1] * 5)}).axes[0])
 
 
@@ -111,6 +114,8 @@ def test_one_epoch_is_enough_and_none_is_refused():
         plotting.plot_history(History())
     with pytest.raises(ValueError, match="there is no history to draw"):
         plotting.plot_history({})
+    with pytest.raises(TypeError, match="plot_history takes what fit returned, not list for 'first'"):
+        plotting.plot_history({"first": history([0.1]).rows})
 
 
 def test_a_schedule_by_step_and_by_epoch():

@@ -37,7 +37,7 @@ def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tenso
     return images, labels
 
 
-def is_misfit(error: RuntimeError) -> bool:
+def is_misfit(error: Exception) -> bool:
     """Whether a model's error may be its images' fault; lack of memory and a killed worker are not."""
     return "memory" not in str(error) and "worker" not in str(error)
 

@@ -157,7 +157,10 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
     for name in (*compared, "criterion", *trains, "compile", "processes"):
         difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
-            raise ValueError(f"cannot resume: {difference}; make it as it was, or choose another folder")
+            advice = "make it as it was, or choose another folder"
+            if difference.startswith(("scheduler total_steps", "scheduler T_max")):
+                advice += "; a schedule that was built for so many epochs cannot be made longer"
+            raise ValueError(f"cannot resume: {difference}; {advice}")
 
 
 def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:

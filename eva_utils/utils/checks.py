@@ -208,12 +208,6 @@ def _check_scheduler(
                 f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would be stepped once an "
                 f"epoch, {epochs} times; pass it alone, it is then stepped after every batch"
             )
-    if isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max >= 10 * epochs:
-        warnings.warn(
-            f"CosineAnnealingLR(T_max={scheduler.T_max}) steps once an epoch, so in {epochs} of them the rate would "
-            f"hardly fall; for a run of this length it is T_max={epochs}, unless more epochs are to follow",
-            stacklevel=4,
-        )
 
 
 def _inner_schedulers(scheduler: Any) -> Iterator[LRScheduler]:
@@ -232,6 +226,24 @@ def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
             "a OneCycleLR was built on this optimizer and not passed, so the run would begin at its lowest rate; pass "
             "scheduler= as well, or build the optimizer anew"
         )
+
+
+def warn_of_cosine(scheduler: LRScheduler, epochs: int, warmup: int, batches: int) -> None:
+    """Warn if a cosine ends long before or after the run, as one does that counts batches."""
+    if not isinstance(scheduler, CosineAnnealingLR):
+        return
+    length, steps = scheduler.T_max, epochs - warmup
+    if length < steps - 1:
+        course = f"rises again after {length} of the {steps} epochs"
+    elif length >= 10 * epochs or length == epochs * batches > epochs:
+        course = "hardly falls"
+    else:
+        return
+    warnings.warn(
+        f"CosineAnnealingLR(T_max={length}) steps once an epoch, so the rate {course}; for a run of this length it is "
+        f"T_max={steps}",
+        stacklevel=3,
+    )
 
 
 def check_rate(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:

@@ -28,6 +28,12 @@ def _drops(rates: list[float]) -> list[int]:
     return [at for at in range(1, len(rates)) if rates[at] < rates[at - 1] and (holds[at - 1] or holds[at + 1])]
 
 
+def _run_name(name: object) -> str:
+    """Return the name of a run as a legend has room for it; names of runs differ at their ends."""
+    text = str(name)
+    return shorten(text if len(text) <= 48 else f"{text[:20]}…{text[-27:]}", 48)
+
+
 def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
     """Draw loss and accuracy of training and test by epoch, with best epochs and drops of the rate marked.
 
@@ -43,6 +49,9 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
     if not isinstance(history, History | Mapping):
         raise TypeError(f"plot_history takes what fit returned, or several by name, not {type(history).__name__}")
     runs = {"": history} if isinstance(history, History) else dict(history)
+    for name, run in runs.items():
+        if not isinstance(run, History):
+            raise TypeError(f"plot_history takes what fit returned, not {type(run).__name__} for {name!r}")
     if not runs:
         raise ValueError("there is no history to draw; pass one, or several by name")
     alone = isinstance(history, History)
@@ -53,7 +62,7 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         drops = _drops([row["lr"] for row in run.rows])
         share = f"{best['test_accuracy']:.2f}%, epoch {best['epoch']}"
         # matplotlib leaves out what begins with an underscore, hence the space before a run's own name
-        names = ("train", tested, f"best: {share}") if alone else ("_", f" {shorten(name, 40)}, best: {share}", "_")
+        names = ("train", tested, f"best: {share}") if alone else ("_", f" {_run_name(name)}, best: {share}", "_")
         colours = (BLUE, ORANGE) if alone else (COLOURS[number % len(COLOURS)],) * 2
         marks: dict[str, Any] = {
             "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
@@ -114,7 +123,7 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
         dot = "." if len(values) <= 60 else None
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(
-            range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=f" {shorten(name, 40)}"
+            range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=f" {_run_name(name)}"
         )
     axis.set(xlabel=unit, ylabel="learning rate")
     _count_along_x(axis, max(len(values) for values in runs.values()))

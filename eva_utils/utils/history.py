@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from .names import plural
+
 # What a scheduler counts as it goes, and what only says how a step is computed.
 _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
 _HOW = {"foreach", "fused", "capturable", "differentiable"}
@@ -28,7 +30,7 @@ class History:
 
     def __repr__(self) -> str:
         best = f", best {self.best['test_accuracy']:.2f}% at epoch {self.best['epoch']}" if self.rows else ""
-        return f"History({len(self.rows)} epochs{best})"
+        return f"History({plural(len(self.rows), 'epoch')}{best})"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,7 +75,9 @@ class History:
             record = json.loads(text)
             rows, settings = list(record["rows"]), dict(record["settings"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"this is not the record of a run, as history.json holds it ({error!r})") from None
+            raise ValueError(
+                f"this is not the record of a run, the text of a history.json ({error!r}); a path is to be opened first"
+            ) from None
         return cls(rows=rows, settings=settings)
 
 

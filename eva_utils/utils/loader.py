@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .images import ImageFiles
-from .transforms import Compose
+from .transforms import Compose, Normalize
 
 
 class Loader:
@@ -111,7 +111,8 @@ class Loader:
 
     def __repr__(self) -> str:
         kept = f"in memory on {self.device}" if isinstance(self.images, Tensor) else "decoded as they are needed"
-        return f"Loader({len(self.labels)} images {kept}, batches of {self.batch_size}, {self.transform})"
+        steps = ["Normalize" if isinstance(part, Normalize) else repr(part) for part in self.transform]
+        return f"Loader({len(self.labels)} images {kept}, batches of {self.batch_size}, {' -> '.join(steps)})"
 
     def describe(self) -> dict:
         """Return what determines the batches, as plain values: the record of a run keeps it."""

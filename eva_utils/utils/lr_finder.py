@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .batches import check_batch, check_labels, check_loss
+from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
-from .forward import logits_of
+from .forward import logits_of, loss_of
 from .optim import fill_momentum, rate_shares
 from .runtime import keep_modes, keep_rng, pick_device, pick_precision
 from .state import own_generators
@@ -30,6 +30,10 @@ class RateCurve(NamedTuple):
     rates: list[float]
     losses: list[float]
     suggestion: float | None
+
+    def __repr__(self) -> str:
+        suggestion = "no suggestion" if self.suggestion is None else f"suggestion {self.suggestion:.2g}"
+        return f"RateCurve({len(self.rates)} rates from {self.rates[0]:.2g} to {self.rates[-1]:.2g}, {suggestion})"
 
 
 def lr_find(
@@ -101,9 +105,7 @@ def lr_find(
             optimizer.zero_grad()
             logits = logits_of(model, images, place, dtype, first=step == 0)
             check_labels(labels, logits.shape[1], f"batch {step}")
-            loss = criterion(logits.float(), labels.to(place))
-            if step == 0:
-                check_loss(loss, criterion, logits)
+            loss = loss_of(criterion, logits, labels.to(place), first=step == 0)
             value = loss.item()
             if value < 0:
                 raise ValueError(

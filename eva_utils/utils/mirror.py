@@ -38,8 +38,8 @@ def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
         )
 
 
-def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
-    """Copy a run from its mirror into a folder that holds none; a run that is there is left alone.
+def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[Path]:
+    """Copy a run from its mirror into a folder that holds none, and return the files; one that is there is left alone.
 
     A copy that was cut halfway is taken up again: the record comes last.
 
@@ -48,13 +48,16 @@ def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
         OSError: the folder cannot be written to, or the mirror not read.
     """
     if _rows(folder) is not None or _rows(mirror) is None:
-        return
+        return []
+    restored = []
     for path in reversed(_files(mirror)):
         copy = folder / path.name
         if copy.exists() and not _is_copy(copy, path) and path.name != "command.json":
             raise ValueError(f"{copy} is another file than that in the mirror {mirror}; choose another folder")
         write_atomic(copy, path.read_bytes())
+        restored.append(copy)
     log(f"Copied the run in {mirror} to {folder}")
+    return restored
 
 
 def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:

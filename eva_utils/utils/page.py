@@ -64,7 +64,7 @@ def _figures(record: dict) -> dict[str, Any]:
             records = Records(said, kind, gallery["asked"], gallery["total"])
             figures[name] = plotting.plot_images(records, data)
             if gallery["maps"]:
-                maps = gallery["maps"], gallery["true_maps"]
+                maps = gallery["maps"], gallery["true_maps"], record["maps"]
                 figures[f"{name}_gradcam"] = plotting.draw_gradcam(records, data, *maps)
     return figures
 

@@ -132,11 +132,15 @@ def plot_gradcam(
     maps = cam(images, [record.predicted for record in records])
     _warn_of_another_answer(cam.probabilities(images), records, data.classes)
     true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
-    return draw_gradcam(records, data, maps, true_maps)
+    return draw_gradcam(records, data, maps, true_maps, cam.sizes(images[:1]))
 
 
 def draw_gradcam(
-    records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], true_maps: Mapping[str, Tensor] | None = None
+    records: Sequence[Any],
+    data: Any,
+    maps: Mapping[str, Tensor],
+    true_maps: Mapping[str, Tensor] | None = None,
+    sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> "Figure":
     """Draw Grad-CAM maps that are at hand, as `plot_gradcam` does.
 
@@ -145,19 +149,22 @@ def draw_gradcam(
         data: has classes, mean and std.
         maps: for the predicted classes, {layer: (N, H, W)}.
         true_maps: for the true classes; only of one layer are they drawn.
+        sizes: height and width of each layer's map before it was enlarged, written beside the layer if given.
     """
     if not records:
         figure, axes = new_figure(1, 1, 1.2)
         figure.suptitle(_heading(records), fontsize=12)
         _hide(axes[0])
         return figure
+    sides = {layer: f"{height}x{width}" for layer, (height, width) in (sizes or {}).items()}
     if len(maps) > 1:
-        return _layer_rows(records, data, maps)
+        return _layer_rows(records, data, maps, sides)
     ((layer, predicted),) = maps.items()
-    return _pair_gallery(records, data, layer, predicted, (true_maps or maps)[layer])
+    shown = f"{layer}, {sides[layer]}" if layer in sides else layer
+    return _pair_gallery(records, data, shown, predicted, (true_maps or maps)[layer])
 
 
-def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -> "Figure":
+def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], sides: Mapping[str, str]) -> "Figure":
     columns = 1 + 2 * len(maps)
     cell = WIDTH / columns
     lines = 3 + any(record.predicted != record.target for record in records)
@@ -174,7 +181,7 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor]) -
             _frame(heat)
             if number % 5 == 0:
                 over.set_title(shorten(layer, 14), fontsize=9)
-                heat.set_title("map", fontsize=9)
+                heat.set_title(f"map {sides.get(layer, '')}".strip(), fontsize=9)
     return figure
 
 
@@ -207,7 +214,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
 
     Args:
         loader: `data.train` of `load_data`.
-        n: how many images.
+        n: how many images, of the first batch at most.
 
     Raises:
         TypeError: the loader is none of `load_data`'s, so that the untouched images are not known.

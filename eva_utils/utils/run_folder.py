@@ -43,7 +43,7 @@ class RunFolder:
     def opened(self) -> Iterator[dict | None]:
         """Hold the lock while the context lasts; yield the state of the last finished epoch, or None for a new run.
 
-        A run that only the mirror has is copied back first.
+        A run that only the mirror has is copied back first, and taken away again if it proves to be another one.
 
         Raises:
             ValueError: the folder or the mirror does not go with `resume`, or another run is at work there.
@@ -57,10 +57,19 @@ class RunFolder:
         if self.mirror is None or not self.resume:
             disk.check_folder(self.folder, self.resume)
         with locked(self.folder):
+            restored = []
             if self.mirror is not None and self.resume:
-                restore_run(self.folder, self.mirror, self.log)
+                restored = restore_run(self.folder, self.mirror, self.log)
             disk.check_folder(self.folder, self.resume)  # once more: another run may have ended since
-            yield disk.latest_state(self.folder, self.log)
+            self._taken_up = False
+            try:
+                yield disk.latest_state(self.folder, self.log)
+            except ValueError as error:
+                if restored and not self._taken_up:  # of another run than this one, then
+                    for path in restored:
+                        path.unlink(missing_ok=True)
+                    raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
+                raise
 
     def save(self, state: dict, history: History) -> None:
         """Put a finished epoch on disk, and into the mirror."""
@@ -73,6 +82,7 @@ class RunFolder:
     def _write(self, write: Callable[[Path, dict, str, int], None], state: dict, history: History) -> None:
         if self.folder is None or processes.rank():
             return
+        self._taken_up = True
         write(self.folder, state, history.to_json(), history.best["epoch"])
         if self.mirror is not None:
             copy_run(self.folder, self.mirror, self.log)
