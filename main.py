@@ -43,10 +43,14 @@ class Parser(argparse.ArgumentParser):
         if namespace.assignment is not None and not unknown:
             try:
                 options = find_brief(namespace.assignment).options
+                begun = read_note(namespace.out) if namespace.resume else None
             except ValueError as error:
                 self.error(str(error))
             self.set_defaults(**options)
-            self.set_defaults(**adapt(options, vars(self.parse_known_args(args)[0])))
+            given = vars(self.parse_known_args(args)[0])
+            if begun:  # a run that is made longer keeps the warmup it began with
+                given["epochs"] = begun["options"]["epochs"]
+            self.set_defaults(**adapt(options, given))
             namespace = self.parse_known_args(args)[0]
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
@@ -272,9 +276,23 @@ def write_command(args: argparse.Namespace, data: Data) -> None:
 
 def note_continuation(out: Path) -> None:
     """Add this command to those that made the run."""
+    note = read_note(out)
+    if note:
+        write_note(out, note)
+
+
+def read_note(out: Path) -> dict | None:
+    """Return what `write_command` noted beside a run, or None where there is nothing."""
     note_file = out / "command.json"
-    if note_file.exists():
-        write_note(out, json.loads(note_file.read_text(encoding="utf-8")))
+    if not note_file.exists():
+        return None
+    try:
+        note = json.loads(note_file.read_text(encoding="utf-8"))
+        if "epochs" not in note["options"]:
+            raise KeyError("epochs")
+        return note
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{note_file} is not what main.py wrote ({error!r}); restore or remove it") from None
 
 
 def write_note(out: Path, note: dict) -> None:
@@ -294,8 +312,7 @@ def evaluate(args: argparse.Namespace) -> int:
     try:
         history = eva.History.from_json((args.evaluate / "history.json").read_text(encoding="utf-8"))
         best, last, precision = history.best, history.rows[-1], history.settings["precision"]
-        note_file = args.evaluate / "command.json"
-        note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.exists() else None
+        note = read_note(args.evaluate)
         options = note["options"] if note else vars(args)
         args.size = args.size or options["size"]
         classes, mean, std = (note[key] for key in ("classes", "mean", "std")) if note else (None, None, None)

@@ -140,6 +140,18 @@ def test_an_assignments_warmup_fits_what_is_given(options, warmup):
     assert parse(["--assignment", "eva6_s8", *options]).warmup == warmup
 
 
+def test_a_run_that_is_made_longer_keeps_its_warmup(tmp_path, capsys):
+    (tmp_path / "command.json").write_text(json.dumps({"options": {"epochs": 1}}))
+    longer = ["--assignment", "eva6_s8", "--epochs", "2", "--out", str(tmp_path)]
+    assert (parse(longer).warmup, parse([*longer, "--resume"]).warmup) == (1, 0)
+    (tmp_path / "command.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        parse([*longer, "--resume"])
+    assert (
+        "command.json is not what main.py wrote (KeyError('options')); restore or remove it" in capsys.readouterr().err
+    )
+
+
 def test_the_speedrun_is_the_published_run():
     """But for where its data and its folder were."""
     told = json.loads((ROOT / "assignment" / "speedrun" / "command.json").read_text(encoding="utf-8"))["options"]
