@@ -44,6 +44,7 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         tested: what the images are called that the run was tested on, as "validation".
 
     Raises:
+        TypeError: it is something else.
         ValueError: there is none, or one without a finished epoch.
     """
     if not isinstance(history, History | Mapping):

@@ -127,7 +127,7 @@ def load_data(
             f"size={size} makes more of the images than half of the memory holds; make it or limit smaller"
         )
     splits = [(_resize(images, size), labels) for images, labels in splits]
-    fingerprints = [take_fingerprint(*split) for split in splits]  # of files as such, fit or not
+    fingerprints = [take_fingerprint(*split) for split in splits]  # of files, also if they fit
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
     own = source == "cifar10" and test_share is None and size in (None, 32)
