@@ -51,6 +51,8 @@ def test_a_size_that_is_none_is_refused(tiny_net):
         ValueError, match=r"input_size is \(channels, height, width\), as \(3, 32, 32\), not \(32, 32\)"
     ):
         summary(tiny_net, (32, 32))
+    with pytest.raises(ValueError, match=r"input_size is \(channels, height, width\), as \(3, 32, 32\), not 32"):
+        summary(tiny_net, 32)
     with pytest.raises(ValueError, match=r"does not take \(channels, height, width\) = \(32, 32, 3\)"):
         summary(tiny_net, (32, 32, 3))
 

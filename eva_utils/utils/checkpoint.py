@@ -37,7 +37,9 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
         raise ValueError(f"{run} is a file; give its folder, and which='best' or 'last'")
     path = Path(run) / f"{which}.pt"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the folder that fit(checkpoint=...) wrote")
+        raise FileNotFoundError(
+            f"{path} does not exist; give the folder that fit(checkpoint=...) wrote, with an epoch finished"
+        )
     weights, model_itself = load_verified(path), unwrap(model)
     problem = weights_differ(weights, model_itself)
     if problem:

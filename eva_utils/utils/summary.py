@@ -26,8 +26,9 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         ValueError: `input_size` is not three positive whole numbers, the model does not take such images, or
             torchsummary does not take the model, as one whose layers return more than tensors.
     """
-    if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
-        raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r}")
+    three = isinstance(input_size, tuple | list) and len(input_size) == 3
+    if not three or not all(isinstance(side, int) and side > 0 for side in input_size):
+        raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r:.60}")
     try:
         import torchsummary
     except ModuleNotFoundError as error:
