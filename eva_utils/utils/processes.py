@@ -1,6 +1,7 @@
 """Several processes as `torchrun` starts them: the group, what is summed over it, what only the first one does."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,9 @@ def process_group() -> Iterator[None]:
     yield
     # Not after an error: this process would wait for the others, which wait for it to end.
     dist.barrier()  # wait until every process is done
+    # Gloo's threads let go of their last tensors now, for which they need Python's lock. Before torch 2.8 the next call
+    # held it while it waited for them, and now and then forever (https://github.com/pytorch/pytorch/pull/154976).
+    time.sleep(0.1)
     dist.destroy_process_group()
 
 
