@@ -267,7 +267,7 @@ def fit(
         log, progress = None, False
     say: Log = log or (lambda line: None)
     run = RunFolder(checkpoint, mirror, resume, say)
-    # Before the folder is made and weights are counted: what does not fit leaves nothing behind.
+    # Before the folder is made, so that what does not fit leaves nothing behind.
     check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))

@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     """A run of one epoch, continued for a second; returns its folder and what was printed."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     options = ["--data", "shapes", "--limit", 64, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
-    options += ["--seed", 3, "--test-share", 0.25]
+    options += ["--seed", 3, "--test-share", 0.25, "--label-smoothing", 0.1]
     printed = run(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
     return out, printed
 
@@ -65,7 +65,7 @@ def test_a_run_writes_its_record_weights_and_curves(finished):
     report = (out / "README.md").read_text(encoding="utf-8")
     assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in report
     line = f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out}"
-    line += " --seed 3 --test-share 0.25 --epochs"
+    line += " --seed 3 --test-share 0.25 --label-smoothing 0.1 --epochs"
     assert f"{line} 1\n{line} 2 --resume\n" in report
     assert f"{out}/README.md is written" in first and f"{out}/README.md is written" in second
 

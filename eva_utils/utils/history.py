@@ -104,7 +104,8 @@ def describe_run(
 def _describe_criterion(criterion: Any) -> dict[str, Any]:
     """Return class or function and options; parameters by shape, since training changes them."""
     if isinstance(criterion, partial):
-        given = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in criterion.keywords.items()}
+        options = criterion.keywords.items()
+        given = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options}
         return {**_describe_criterion(criterion.func), **_plain(given, set())}
     return {
         "class": getattr(criterion, "__name__", type(criterion).__name__),
