@@ -11,7 +11,7 @@ from statistics import mean
 import common  # first: it finds the package
 
 from eva_utils.utils.history import History
-from eva_utils.utils.page import plus_minus
+from eva_utils.utils.sections import plus_minus
 
 GOAL, MINUTES = 89.17, 15
 

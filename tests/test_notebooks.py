@@ -71,7 +71,7 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     executed = papermill.execute_notebook(
         str(clone / "eva_utils" / "assignment" / name / f"{name}.ipynb"),
         None,
-        parameters={"source": "shapes", "limit": 24, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
+        parameters={"source": "shapes", "limit": 8, "epochs": 1, "run": str(folder), **SMALLER.get(name, {})},
         cwd=str(clone),
         kernel_name="python3",
         progress_bar=False,
@@ -87,7 +87,8 @@ def test_the_notebook_runs_and_leaves_its_report(name, clone, tmp_path):
     assert f"| classes | {required['classes']} | circle" in text
     verdicts = {cell[0]: cell[-1] for cell in (line.strip("| ").split(" | ") for line in text.splitlines()) if cell}
     assert {verdicts[rule] for rule in KEPT[name]} == {"pass"}
-    assert len(list((folder / "figures").iterdir())) == 6
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert {"curves", "confusion", "misclassified", "misclassified_gradcam"} <= figures
 
 
 def notebook(*outputs, injected=False):

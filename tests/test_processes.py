@@ -26,7 +26,8 @@ TOGETHER = str(ROOT / "tests" / "together.py")
 def together(count, out, *options):
     """Run so many processes; return what they printed and the seconds they took."""
     start = time.monotonic()
-    command = [*TORCHRUN, str(count), TOGETHER, str(out), *options]
+    python = [*TORCHRUN, str(count)] if count > 1 else [sys.executable]
+    command = [*python, TOGETHER, str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done, time.monotonic() - start
 

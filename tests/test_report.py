@@ -25,10 +25,12 @@ from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM
 from eva_utils.utils.history import History
 from eva_utils.utils.lock import locked
-from eva_utils.utils.page import escape, plus_minus, render, write_page
+from eva_utils.utils.markdown import escape
+from eva_utils.utils.page import render, write_page
 from eva_utils.utils.predictions import predict
 from eva_utils.utils.report import write_report
 from eva_utils.utils.runtime import hardware
+from eva_utils.utils.sections import plus_minus
 from eva_utils.utils.verified import load_verified, save_verified
 
 
@@ -70,6 +72,18 @@ def drawn_once(record):
     return DRAWN[saved.getvalue()]
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without their figures, which take seconds to draw, for tests of what the text says."""
+
+    def render_text(record):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("eva_utils.utils.page._figures", lambda record: {})
+            return render(record)
+
+    monkeypatch.setattr("eva_utils.utils.page.render", render_text)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
@@ -94,7 +108,7 @@ def test_the_readme_says_what_the_run_recorded(run, data):
     assert "chosen on the test images themselves" in text
 
 
-def test_weights_of_an_earlier_run_are_told(tmp_path, data):
+def test_weights_of_an_earlier_run_are_told(tmp_path, data, undrawn):
     model, _ = train_one(tmp_path / "first", data, epochs=1)
     fit = {"optimizer": SGD(model.parameters(), lr=0.05), "checkpoint": tmp_path / "second", "log": None}
     with pytest.warns(UserWarning, match="weights of an earlier run"):
@@ -163,7 +177,7 @@ def test_the_model_given_is_left_as_it_was(run, data):
     assert other.training and all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
-def test_a_broken_rule_is_in_the_report(run, data):
+def test_a_broken_rule_is_in_the_report(run, data, undrawn):
     folder, model, _ = run
     report = write_report(folder, model, data, Brief("title", "objective", epochs=3, batch_size=32))
     text = report.path.read_text(encoding="utf-8")
@@ -180,7 +194,7 @@ def test_chosen_layers_are_explained(run, data):
     assert "at each layer" in report.path.read_text(encoding="utf-8")
 
 
-def test_a_layer_that_was_searched_for_is_said_to_be_and_the_models_own_is_not(run, data):
+def test_a_layer_that_was_searched_for_is_said_to_be_and_the_models_own_is_not(run, data, undrawn):
     folder, model, _ = run
     searched = "The layer is the deepest whose map has at least 5x5 pixels."
     assert searched in write_report(folder, model, data).path.read_text(encoding="utf-8")
@@ -189,13 +203,13 @@ def test_a_layer_that_was_searched_for_is_said_to_be_and_the_models_own_is_not(r
     assert list(report.record["maps"]) == ["norm"] and searched not in report.path.read_text(encoding="utf-8")
 
 
-def test_layers_the_model_lacks_are_left_out_and_fail(run, data):
+def test_layers_the_model_lacks_are_left_out_and_fail(run, data, undrawn):
     folder, model, _ = run
     report = write_report(folder, model, data, Brief("title", "objective", layers=("conv", "layer4")))
     assert list(report.record["maps"]) == ["conv"] and not report.audit.passed
 
 
-def test_a_held_out_split_that_chose_the_epoch_is_named(tmp_path):
+def test_a_held_out_split_that_chose_the_epoch_is_named(tmp_path, undrawn):
     data = load_data("shapes", limit=80, validation=40)
     model, history = train_one(tmp_path / "run", data, data.validation)
     report = write_report(tmp_path / "run", model, data)
@@ -305,7 +319,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, data):
         write_report(History(), TinyNet(10), data)
 
 
-def test_a_record_edited_by_hand_is_refused(run, data):
+def test_a_record_edited_by_hand_is_refused(run, data, undrawn):
     folder, model, _ = run
     path = folder / "history.json"
     record = json.loads(path.read_text())
@@ -423,7 +437,7 @@ def test_a_report_that_was_interrupted_is_written_by_the_next(run, data, monkeyp
     assert len(list((folder / "figures").iterdir())) == 6
 
 
-def test_a_run_ended_early_is_reported_as_the_message_says(tmp_path, data):
+def test_a_run_ended_early_is_reported_as_the_message_says(tmp_path, data, undrawn):
     def stop(line):
         if line == "EPOCH: 3":
             raise KeyboardInterrupt
@@ -434,7 +448,7 @@ def test_a_run_ended_early_is_reported_as_the_message_says(tmp_path, data):
     assert write_report(tmp_path / "run", model, data).record["results"]["last"]["epoch"] == 2
 
 
-def test_a_compiled_model_has_a_report_and_plain_weights(tmp_path, data):
+def test_a_compiled_model_has_a_report_and_plain_weights(tmp_path, data, undrawn):
     torch.manual_seed(1)
     model = torch.compile(TinyNet(10), backend="eager")
     fit = {"optimizer": SGD(model.parameters(), lr=0.05), "checkpoint": tmp_path / "run", "log": None}
@@ -462,7 +476,7 @@ def test_more_outputs_than_classes_are_refused(tmp_path, data):
     refused(tmp_path / "run", model, data, "the model has 15 outputs and the data 10 classes")
 
 
-def test_own_loaders_held_out_split_is_known_by_its_size(tmp_path, own_data):
+def test_own_loaders_held_out_split_is_known_by_its_size(tmp_path, own_data, undrawn):
     images, labels = own_data.train.dataset.tensors
     own_data.validation = DataLoader(TensorDataset(images[:4], labels[:4]), batch_size=4)
     model = Sign()
@@ -472,7 +486,7 @@ def test_own_loaders_held_out_split_is_known_by_its_size(tmp_path, own_data):
     assert (results["split"], results["chosen_on"], results["samples"]) == ("validation", 4, 12)
 
 
-def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, data, monkeypatch):
+def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, data, monkeypatch, undrawn):
     train_one(tmp_path / "run", data, epochs=1)
     elsewhere = {**hardware(torch.device("cpu")), "machine": "Another", "date": "2030-01-01"}
     monkeypatch.setattr("eva_utils.main.hardware", lambda device: elsewhere)
