@@ -94,7 +94,16 @@ ALLOWED = {
     "utils.curves": {"utils.figures", "utils.history"},
     "utils.figures": set(),
     "utils.forward": {"utils.runtime"},
-    "utils.plotting": {"utils.curves", "utils.figures", "utils.gradcam", "utils.predictions", "utils.transforms"},
+    "utils.cam_figures": {"utils.figures", "utils.gradcam", "utils.panels", "utils.transforms"},
+    "utils.panels": {"utils.transforms"},
+    "utils.plotting": {
+        "utils.cam_figures",
+        "utils.curves",
+        "utils.figures",
+        "utils.panels",
+        "utils.predictions",
+        "utils.transforms",
+    },
     "utils.predictions": {"utils.forward", "utils.runtime"},
     "utils.preflight": {"utils.images", "utils.loader", "utils.runtime", "utils.transforms"},
     "utils.progress": set(),
@@ -112,7 +121,7 @@ ALLOWED = {
     "utils.transforms": {"utils.cutout", "utils.per_image"},
 }
 ONLY_IN = {
-    "matplotlib": {"utils.curves", "utils.figures", "utils.plotting"},
+    "matplotlib": {"utils.cam_figures", "utils.curves", "utils.figures", "utils.panels", "utils.plotting"},
     "cv2": {"utils.gradcam", "utils.shapes"},
     "PIL": {"utils.images"},
     "tqdm": {"utils.progress"},

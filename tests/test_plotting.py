@@ -2,8 +2,8 @@
 
 import copy
 import functools
-import types
 import warnings
+from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -239,6 +239,14 @@ def test_long_class_names_do_not_overlap(count):
         assert overlaps(figure) == ([], [])
 
 
+def test_captions_beside_many_layers_are_whole():
+    model = create_model("small_resnet")
+    wide = SimpleNamespace(classes=["AUTOMOBILES"] * 10, mean=LongNames.mean, std=LongNames.std)
+    layers = ["layer1", "layer1.4", "layer2", "layer2.4", "layer3", "layer3.4"]
+    for count in (2, 4, 6):
+        assert overlaps(plotting.plot_gradcam(model, records_of(model, 2), wide, layers[:count])) == ([], [])
+
+
 def test_fewer_than_asked_for_or_none_is_said(data):
     assert "3 misclassified images, all there are of the 20 asked for" in texts(
         plotting.plot_images(records(data, 3, asked=20), data)
@@ -318,7 +326,7 @@ def test_records_of_another_model_are_warned_of(data):
 
 
 def test_data_of_other_colours_is_warned_of(data):
-    other = types.SimpleNamespace(classes=data.classes, mean=(0.1, 0.5, 0.9), std=(0.25, 0.25, 0.25))
+    other = SimpleNamespace(classes=data.classes, mean=(0.1, 0.5, 0.9), std=(0.25, 0.25, 0.25))
     shown = records(data, 3)
     low = min(float(record.image[0].min()) for record in shown) * 0.25 + 0.1
     high = max(float(record.image[2].max()) for record in shown) * 0.25 + 0.9
@@ -348,7 +356,7 @@ def test_grey_images_and_numbered_classes_of_ones_own():
         def forward(self, x):
             return self.fc(self.conv(x).relu().mean(dim=(2, 3)))
 
-    model, data = Grey(), types.SimpleNamespace(classes=[0, 1, 2, 3], mean=(0.0,), std=(1.0,))
+    model, data = Grey(), SimpleNamespace(classes=[0, 1, 2, 3], mean=(0.0,), std=(1.0,))
     predictions = predict(model, DataLoader([(torch.full((1, 8, 8), 0.25), 2)] * 3, batch_size=3), device="cpu")
     shown = predictions.wrong(3) or predictions.correct(3)
     (image, *_) = plotting.plot_images(shown, data).axes

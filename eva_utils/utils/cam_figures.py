@@ -1,0 +1,164 @@
+"""Figures of Grad-CAM: maps at several layers, or a gallery at one."""
+
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .figures import WIDTH, new_figure, shorten
+from .gradcam import GradCAM, overlay
+from .panels import check_records, frame, heading, hide, in_colour, show_image
+from .transforms import denormalize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOUR_KEY = "dark blue: nothing, yellow: most"
+
+
+def plot_gradcam(
+    model: nn.Module,
+    records: Sequence[Any],
+    data: Any,
+    layers: Sequence[str] | None = None,
+    *,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+) -> "Figure":
+    """Draw Grad-CAM of the same records: at several layers, or a gallery at one.
+
+    At several layers each image has a row: the image, then overlay and map for the predicted class at each
+    layer. At one layer (None: the one `GradCAM` picks) each image is followed by its overlay
+    and, where it is misclassified, by the overlay for its true class. A blank map, where nothing at the
+    layer speaks for the class, is labelled so. If the model no longer says of the images what the records
+    hold, a warning names the image where it differs most.
+
+    Args:
+        model: the classifier that made the predictions, with the same weights.
+        records: of `predictions.wrong(n)` or `.correct(n)`.
+        data: what `load_data` returned.
+        layers: names as in `model.named_modules()`.
+        reshape: turns a layer's output into a map, as a transformer needs it; see `GradCAM`.
+
+    Raises:
+        ValueError: those of `GradCAM`.
+    """
+    check_records(records, data)
+    cam = GradCAM(model, layers, reshape=reshape)
+    if not records:
+        return draw_gradcam(records, data, {})
+    images = torch.stack([record.image for record in records])
+    sizes = cam.sizes(images)
+    cam = GradCAM(model, list(sizes), reshape=reshape)  # which need not search for a layer again
+    maps = cam(images, [record.predicted for record in records])
+    _warn_of_another_answer(cam.probabilities(images), records, data.classes)
+    true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
+    return draw_gradcam(records, data, maps, true_maps, sizes)
+
+
+def draw_gradcam(
+    records: Sequence[Any],
+    data: Any,
+    maps: Mapping[str, Tensor],
+    true_maps: Mapping[str, Tensor] | None = None,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+) -> "Figure":
+    """Draw Grad-CAM maps that are at hand, as `plot_gradcam` does.
+
+    Args:
+        records: the images the maps are of.
+        data: has classes, mean and std.
+        maps: for the predicted classes, {layer: (N, H, W)}.
+        true_maps: for the true classes; only of one layer are they drawn.
+        sizes: height and width of each layer's map before it was enlarged, written beside the layer if given.
+    """
+    if not records:
+        figure, axes = new_figure(1, 1, 1.2)
+        figure.suptitle(heading(records), fontsize=12)
+        hide(axes[0])
+        return figure
+    sides = {layer: f"{height}x{width}" for layer, (height, width) in (sizes or {}).items()}
+    if len(maps) > 1:
+        return _layer_rows(records, data, maps, sides)
+    ((layer, predicted),) = maps.items()
+    shown = f"{layer}, {sides[layer]}" if layer in sides else layer
+    return _pair_gallery(records, data, shown, predicted, (true_maps or maps)[layer])
+
+
+def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], sides: Mapping[str, str]) -> "Figure":
+    columns = 1 + 2 * len(maps)
+    cell = max(WIDTH / columns, 1.1)  # inches, which the names above it need
+    lines = 3 + any(record.predicted != record.target for record in records)
+    figure, axes = new_figure(len(records), columns, 0.8 + (cell + 0.135 * lines) * len(records), cell * columns)
+    figure.suptitle(f"{heading(records)}: Grad-CAM for the predicted class\n{COLOUR_KEY}", fontsize=12)
+    for number, (row, record) in enumerate(zip(axes, records, strict=True)):
+        image = denormalize(record.image, data.mean, data.std)
+        show_image(row[0], image)
+        row[0].set_xlabel(_caption(record, data), fontsize=6.5, loc="left")
+        for place, (layer, layer_maps) in enumerate(maps.items()):
+            over, heat = row[1 + 2 * place], row[2 + 2 * place]
+            _show_overlay(over, image, layer_maps[number])
+            heat.imshow(layer_maps[number].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            frame(heat)
+            if number % 5 == 0:
+                over.set_title(shorten(layer, 14), fontsize=9)
+                heat.set_title(f"map {sides.get(layer, '')}".strip(), fontsize=9)
+    return figure
+
+
+def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tensor, true: Tensor) -> "Figure":
+    any_wrong = any(record.predicted != record.target for record in records)
+    cells, groups = (3, 3) if any_wrong else (2, 4)
+    rows = -(-len(records) // groups)
+    names = [[_wrapped(data.classes[number]) for number in (record.predicted, record.target)] for record in records]
+    lines = 3.5 + max(name.count("\n") for pair in names for name in pair) + (not (predicted.any() and true.any()))
+    figure, axes = new_figure(rows, cells * groups, 0.8 + (WIDTH / (cells * groups) + 0.14 * lines) * rows)
+    figure.suptitle(f"{heading(records)}: Grad-CAM at {layer}\n{COLOUR_KEY}", fontsize=12)
+    for number, record in enumerate(records):
+        row, column = divmod(number, groups)
+        group = axes[row][cells * column : cells * (column + 1)]
+        image = denormalize(record.image, data.mean, data.std)
+        show_image(group[0], image)
+        group[0].set_xlabel(f"#{record.index}", fontsize=8)
+        group[1].set_title(f"predicted:\n{names[number][0]}", fontsize=8)
+        group[1].set_xlabel(f"{100 * record.confidence:.0f}%", fontsize=8)
+        _show_overlay(group[1], image, predicted[number])
+        if any_wrong:
+            _show_overlay(group[2], image, true[number])
+            group[2].set_title(f"actual:\n{names[number][1]}", fontsize=8)
+    hide([axis for row in axes for axis in row][cells * len(records) :])
+    return figure
+
+
+def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
+    show_image(axis, overlay(in_colour(image), map_))
+    if not map_.any():
+        axis.set_xlabel(f"{axis.get_xlabel()}\nnothing stands out".strip(), fontsize=7)
+
+
+def _caption(record: Any, data: Any) -> str:
+    predicted, actual = (shorten(data.classes[number], 11) for number in (record.predicted, record.target))
+    lines = [f"#{record.index}", f"predicted: {predicted}", f"confidence {100 * record.confidence:.0f}%"]
+    return "\n".join(lines if record.predicted == record.target else [*lines, f"actual: {actual}"])
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(shorten(name), 13))
+
+
+def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], classes: Sequence[str]) -> None:
+    """Warn if the captions would say one thing and the model whose maps stand beside them another."""
+    held = torch.tensor([record.confidence for record in records])
+    now = probabilities[range(len(records)), [record.predicted for record in records]]
+    place = int((now - held).abs().argmax())
+    if abs(now[place] - held[place]) > 0.05:  # half precision differs by less
+        record = records[place]
+        warnings.warn(
+            f"the model no longer says what the records hold: of image #{record.index} {classes[record.predicted]!r} "
+            f"with {100 * now[place]:.0f}% and not {100 * held[place]:.0f}%; predict anew if it is another model, or "
+            "was trained or loaded since",
+            stacklevel=3,
+        )

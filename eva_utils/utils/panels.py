@@ -1,0 +1,76 @@
+"""What the figures of predicted images share: their check, their heading, and how an image is drawn."""
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .names import plural
+from .transforms import unclamped_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def check_records(records: Any, data: Any) -> None:
+    """Refuse what is no records or no data, and warn of data whose mean and std are of other images.
+
+    Raises:
+        TypeError: either is something else.
+        ValueError: a record is of a class that the data does not have.
+    """
+    if not isinstance(records, Sequence):
+        raise TypeError(f"records are those of predictions.wrong(20) or .correct(20), not {type(records).__name__}")
+    missing = [name for name in ("classes", "mean", "std") if not hasattr(data, name)]
+    if missing:
+        raise TypeError(
+            f"data is what load_data returned, or any object with classes, mean and std; {type(data).__name__} has no "
+            f"{missing[0]}"
+        )
+    highest = max((max(record.predicted, record.target) for record in records), default=0)
+    if highest >= len(data.classes):
+        raise ValueError(
+            f"a record names class {highest} and the data has {len(data.classes)} classes; pass the data it is of, and "
+            "build and train the model with num_classes=len(data.classes)"
+        )
+    pixels = [value for record in records for value in unclamped_pixels(record.image, data.mean, data.std).aminmax()]
+    if pixels and (min(pixels) < -0.05 or max(pixels) > 1.05):
+        warnings.warn(
+            f"by this data's mean and std pixels run from {min(pixels):.2f} to {max(pixels):.2f} and not from 0 "
+            "to 1, so colours and class names may be wrong; pass the data that the predictions are of",
+            stacklevel=3,
+        )
+
+
+def heading(records: Sequence[Any]) -> str:
+    """Say what is shown, and whether it is less than was asked for."""
+    kind, asked = getattr(records, "kind", ""), getattr(records, "asked", len(records))
+    if not records:
+        return f"No {kind} images: there are none to show".replace("  ", " ")
+    shown = plural(len(records), f"{kind} image".strip())
+    return shown if len(records) >= asked else f"{shown}, all there are of the {asked} asked for"
+
+
+def show_image(axis: "Axes", image: Tensor) -> None:
+    """Draw an image (3, H, W), or a grey one (1, H, W), in [0, 1], each pixel a crisp square."""
+    axis.imshow(in_colour(image).permute(1, 2, 0).numpy(), interpolation="nearest")
+    frame(axis)
+
+
+def in_colour(image: Tensor) -> Tensor:
+    """Return the image with three channels, three equal ones of a single one."""
+    return image.expand(3, -1, -1)
+
+
+def frame(axis: "Axes") -> None:
+    """Leave the picture alone: no ticks and no border, but room for a title and a caption."""
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def hide(axes: Sequence["Axes"]) -> None:
+    """Leave the cells of the grid empty that have no image."""
+    for axis in axes:
+        axis.set_visible(False)
