@@ -22,12 +22,13 @@ from eva_utils.models.norms import NORMS
 from eva_utils.utils import processes
 from eva_utils.utils.assignments import BRIEFS, adapt, find_brief
 from eva_utils.utils.checkpoint import check_folder
-from eva_utils.utils.checks import check_averaging, check_real, check_warmup, check_whole
+from eva_utils.utils.checks import check_clip, check_decay, check_real, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.lock import locked
 from eva_utils.utils.names import first_line, unknown_name
 from eva_utils.utils.optim import OPTIMIZERS, SCHEDULERS, make_optimizer, make_plateau, one_cycle
 from eva_utils.utils.runtime import PRECISIONS, can_fuse, pick_device, pick_precision
+from eva_utils.utils.schedule_checks import check_warmup
 from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES, test_transform
 from eva_utils.utils.verified import write_atomic
@@ -178,7 +179,8 @@ def make_parts(args: argparse.Namespace, data: Data | None = None):
 
 def train(args: argparse.Namespace) -> int:
     check_whole("epochs", args.epochs, 1)
-    check_averaging(args.ema, args.clip)
+    check_decay(args.ema)
+    check_clip(args.clip)
     check_out(args.out, args.resume)
     model, _, scheduler, criterion = make_parts(args)  # refuses a wrong name or number before the data is read
     check_warmup(args.warmup, args.epochs, scheduler)

@@ -25,7 +25,7 @@ def main():
     keep_freed_memory()
     rows = []
     for name in args.models:
-        images = move_images(torch.randn(128, 3, 32, 32), device, dtype)
+        images = move_images(torch.randn(128, 3, 32, 32), device, last=dtype != torch.float32)
         labels = torch.randint(10, (128,), device=device)
 
         def stepper(mode, name=name, images=images, labels=labels):

@@ -121,10 +121,10 @@ def main():
     data = eva.load_data("shapes", recipe="eva6_s8", limit=count, device=device)
     bare_model, bare_optimizer = new_model()
     images, labels = next(iter(data.train))
-    images = move_images(images, device, dtype)
+    images = move_images(images, device, last=dtype != torch.float32)
     if dtype != torch.float32:
         bare_model.to(memory_format=torch.channels_last)
-    batches = [move_images(batch, device, dtype) for batch, _ in data.test]
+    batches = [move_images(batch, device, last=dtype != torch.float32) for batch, _ in data.test]
     tested_model, _ = new_model()
     eva.test(tested_model, data.test)
     taken = common.seconds(

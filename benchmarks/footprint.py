@@ -43,7 +43,7 @@ def run_of(kind, epochs, batches):
         dtype = pick_precision("auto", torch.device("cpu"))
         if dtype != torch.float32:
             model.to(memory_format=torch.channels_last)
-        images = move_images(torch.randn(128, 3, 32, 32), torch.device("cpu"), dtype)
+        images = move_images(torch.randn(128, 3, 32, 32), torch.device("cpu"), last=dtype != torch.float32)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
         for _ in range(epochs):
             bare_steps(model, images, torch.arange(128) % 10, optimizer, dtype, batches)

@@ -40,7 +40,7 @@ def main():
     args = parser.parse_args()
     device = pick_device()
     dtype = pick_precision("auto", device)
-    images = move_images(torch.randn(128, 3, 32, 32), device, dtype)
+    images = move_images(torch.randn(128, 3, 32, 32), device, last=dtype != torch.float32)
     labels = torch.arange(128, device=device) % 10
 
     def steps(norm):

@@ -1,6 +1,5 @@
 """The training loop: `train` one epoch, `test` one pass, `fit` a run."""
 
-import math
 import time
 import traceback
 from collections.abc import Callable
@@ -10,31 +9,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .utils import processes
+from .utils.averaging import MovingAverage
 from .utils.batches import check_batch, check_labels, check_outputs
 from .utils.checkpoint import check_resumable
 from .utils.checks import (
-    check_averaging,
+    check_clip,
+    check_decay,
     check_fit,
-    check_rate,
+    check_loader,
     check_seed,
-    check_steps_left,
-    check_unscheduled,
-    check_warmup,
-    loss_parameters,
-    trainable_parameters,
-    warn_of_cosine,
+    check_steps,
     warn_of_loaders,
     warn_of_trained,
 )
-from .utils.forward import logits_of, loss_of
+from .utils.failures import explain_end, is_lack_of_memory
+from .utils.forward import lay_out, logits_of, loss_of, weight_of
 from .utils.history import History, describe_run
-from .utils.meter import FirstBad, Meter, Score
-from .utils.names import first_line, plural
-from .utils.optim import MovingAverage, Warmup, fill_momentum
-from .utils.progress import ProgressBar
+from .utils.meter import FirstBad, Meter, Score, make_row
+from .utils.names import plural
+from .utils.optim import Warmup, fill_momentum, set_rates
+from .utils.parts import PER_BATCH_SCHEDULERS, loss_parameters, trainable_parameters
+from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
     can_fuse,
@@ -43,22 +41,27 @@ from .utils.runtime import (
     hardware,
     keep_freed_memory,
     keep_modes,
+    keep_rng,
     pick_device,
     pick_precision,
     precision_name,
-    rng_state,
     seed_everything,
-    set_rng_state,
     unwrap,
 )
-from .utils.state import RunState, own_generators, recorded_precision
+from .utils.schedule_checks import (
+    check_rate,
+    check_scheduler,
+    check_steps_left,
+    check_unscheduled,
+    check_warmup,
+    warn_of_cosine,
+)
+from .utils.state import RunState, keep_generators, recorded_precision
 from .utils.stop import Stop
 from .utils.trained import is_trained, note_trained
 
 Log = Callable[[str], Any]
 Criterion = Callable[[Tensor, Tensor], Tensor]
-
-PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
 
 
 def train(
@@ -83,7 +86,7 @@ def train(
         loader: any iterable of (images, labels) with a length. One of `load_data` repeats its batches
             unless `set_epoch` is called between epochs.
         optimizer: stepped once a batch.
-        scheduler: one that steps once a batch, as OneCycleLR and CyclicLR do.
+        scheduler: is stepped after every batch, as OneCycleLR and CyclicLR are made for; others are yours to step.
         criterion: mean loss of a batch; cross entropy if None.
         device: see `eva_utils.utils.runtime.pick_device`.
         precision: "auto", "float32", "bfloat16" or "float16".
@@ -95,28 +98,34 @@ def train(
 
     Raises:
         FloatingPointError: the loss is NaN or infinite, naming the batch.
+        ValueError: a batch, the logits, the loss or a number is not what it should be.
+        TypeError: likewise, or the scheduler follows a metric.
     """
-    place, dtype, criterion = _prepare(model, criterion, device, precision)
+    check_loader("loader", loader)
+    check_steps(optimizer)
+    check_clip(clip)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            "train steps its scheduler after every batch; step ReduceLROnPlateau yourself, with the loss that test "
+            "returns"
+        )
+    place, dtype, criterion = _choose(criterion, device, precision)
+    _move(model, criterion, place)
+    lay_out(model, dtype)
     scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
-    check_averaging(None, clip)
     if scaler.is_enabled():
         fill_momentum(optimizer)
     meter, first_bad, shared = Meter(place), FirstBad(place), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number, rate = 0, float(optimizer.param_groups[0]["lr"])
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
-
-        def describe(score: Score) -> None:
-            bar.describe(f"Loss={score.loss:.4f} Batch_id={number} LR={rate:.5f} Accuracy={score.accuracy:.2f}")
-
         model.train()
-        number, rate = 0, float(optimizer.param_groups[0]["lr"])
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             optimizer.zero_grad()
-            logits = _forward(model, images, labels, place, dtype, number)
-            labels = labels.to(place, non_blocking=place.type == "cuda")
-            first = number == 0
-            loss = loss_of(criterion, logits, labels, first=first) if len(labels) else 0 * logits.float().sum()
+            logits, labels = _forward(model, images, labels, place, dtype, number)
+            # One process's part of a small batch may have no label, and takes part in the step all the same.
+            loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
             first_bad.update(loss, number)
             if place.type == "cpu":
                 first_bad.check()
@@ -131,35 +140,16 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
                 scheduler.step()
-            meter.update(loss, logits[: len(labels)], labels)
+            meter.update(loss, logits[: len(labels)], labels, weight_of(criterion, labels))
             if bar.is_due and meter.samples:
                 first_bad.check()
-                describe(meter.score())
+                bar.describe(describe_training(meter.score(), number, rate))
             bar.advance()
         first_bad.check()
         score = meter.total() if shared else meter.score()
-        describe(score)
+        bar.describe(describe_training(score, number, rate))
     optimizer.zero_grad()
     return score._replace(lr=rate)
-
-
-def _forward(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    device: torch.device,
-    dtype: torch.dtype,
-    number: int,
-    kind: str = "batch",
-) -> Tensor:
-    """Return the logits of a batch, and say what does not fit: the images, the output or the labels."""
-    logits = logits_of(model, images, device, dtype, first=number == 0)
-    if not len(labels):
-        return logits
-    # Labels already on a device are checked once a pass, since reading them waits for it.
-    if number == 0 or labels.device.type == "cpu":
-        check_labels(labels, logits.shape[1], f"{kind} {number}")
-    return logits
 
 
 def test(
@@ -174,8 +164,15 @@ def test(
 
     The model is moved to the device and left in the mode it was in. Args are those of `train`. A loss
     that is NaN is returned as it is.
+
+    Raises:
+        ValueError: a batch, the logits or the loss is not what it should be.
+        TypeError: likewise.
     """
-    place, dtype, criterion = _prepare(model, criterion, device, precision)
+    check_loader("loader", loader)
+    place, dtype, criterion = _choose(criterion, device, precision)
+    _move(model, criterion, place)
+    lay_out(model, dtype)
     meter, shared = Meter(place), processes.is_shard(loader)
     with keep_modes(model), torch.no_grad():
         model.eval()
@@ -183,10 +180,9 @@ def test(
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             if not len(labels):
                 continue
-            logits = _forward(model, images, labels, place, dtype, number)
-            labels = labels.to(place, non_blocking=place.type == "cuda")
-            loss = loss_of(criterion, logits, labels, first=number == 0)
-            meter.update(loss, logits, labels)
+            logits, labels = _forward(model, images, labels, place, dtype, number)
+            loss = loss_of(criterion, logits, labels, first=not number)
+            meter.update(loss, logits, labels, weight_of(criterion, labels))
     return meter.total() if shared else meter.score()
 
 
@@ -222,7 +218,7 @@ def fit(
     Args:
         model: returns logits (N, C); it is moved to the device and left in the mode it was in.
         train_loader: any iterable of (images, labels) with a length; one that has `set_epoch` is told each epoch.
-        test_loader: likewise; pass the held-out split here while choosing anything.
+        test_loader: likewise, but told no epoch; pass the held-out split here while choosing anything.
         epochs: how many in all, those of a resumed run included.
         optimizer: SGD(lr=0.01, momentum=0.9) if None.
         scheduler: stepped after every batch (OneCycleLR, CyclicLR), after every epoch, or on the test
@@ -234,7 +230,8 @@ def fit(
         seed: seeds python, numpy and torch before the first epoch; the loaders have their own seed.
         checkpoint: folder in which every finished epoch is put before the next begins.
         resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
-            back as it was, and on the CPU the run ends as if it had never stopped, bit for bit.
+            back as it was, and on the CPU the run ends as if it had never stopped, bit for bit; only generators that
+            a dataset, or a worker kept by `persistent_workers`, has to itself cannot be seen.
         mirror: second folder, on Google Drive for one, to which each finished epoch is copied. A mirror that
             fails is warned of and stops nothing; a run whose own folder is lost is resumed from it.
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
@@ -248,33 +245,39 @@ def fit(
 
     Raises:
         ValueError: an argument does not fit the others, or the run to resume; nothing has been trained.
+        TypeError: an argument is not what its name says, or a part of the run cannot be saved.
+        OSError: the folder cannot be written to.
         FloatingPointError: a loss is NaN or infinite, naming epoch and batch.
         torch.OutOfMemoryError: a batch does not fit, naming its size and a smaller one.
         An error that ends a run carries the record of its finished epochs as `error.history`.
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
+    check_scheduler(scheduler, optimizer, epochs, len(train_loader))
     check_warmup(warmup, epochs, scheduler)
-    check_averaging(ema, clip)
+    check_decay(ema)
+    check_clip(clip)
     epochs, warmup = int(epochs), int(warmup)
     ema, clip = (None if value is None else float(value) for value in (ema, clip))
     if seed is not None:
         check_seed(seed)
         seed = int(seed)
-    place, dtype, criterion = _prepare(model, criterion, device, precision)
+    place, dtype, criterion = _choose(criterion, device, precision)
     check_compile(compile, place)
     processes.check_together(model, criterion, place)
     if processes.rank():
         log, progress = None, False
     say: Log = log or (lambda line: None)
     run = RunFolder(checkpoint, mirror, resume, say)
+    _move(model, criterion, place)
     # Before the folder is made, so that what does not fit leaves nothing behind.
-    check_outputs(_check_test_batch(model, test_loader, place, dtype), train_loader, test_loader)
+    check_outputs(_count_outputs(model, test_loader, place, dtype), train_loader, test_loader)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
     with ExitStack() as stack:
         saved = processes.first_does(lambda: stack.enter_context(run.opened()))
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place, epochs)
+        lay_out(model, dtype)
         if optimizer is None:
             fused = can_fuse(place, dtype)
             optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused)
@@ -317,12 +320,11 @@ def fit(
             criterion=criterion if loss_parameters(criterion) else None,
         )
         if saved:
-            rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
-            as_left = rates == [float(group["lr"]) for group in optimizer.param_groups]
-            check_resumable(saved, plain_model, settings, fresh_optimizer=not (optimizer.state or as_left))
+            check_resumable(saved, plain_model, optimizer, settings)
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
+            run.check_savable(state.collect(0, history), history)
         warn_of_loaders(train_loader, test_loader)
         trained_model = stack.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested_model): tested_model}.values():
@@ -331,15 +333,12 @@ def fit(
             seed_everything((seed + processes.rank()) % 2**32)
         if saved:
             state.restore(saved)
-            history = History(**saved["history"])
+            history.rows, history.settings = saved["history"]["rows"], saved["history"]["settings"]
             history.settings["epochs"] = max(epochs, len(history))
             run.rewrite_derived(saved, history)
+            say(_describe_resumption(history, epochs, run))
             if len(history) < epochs:
                 history.note_machine(hardware(place))
-                say(f"Resuming after epoch {len(history)} of {epochs} in {run}")
-            else:
-                finished = plural(len(history), "epoch")
-                say(f"The run in {run} has finished its {finished}: its weights and history are loaded")
 
         options: dict[str, Any] = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         train_options = {"scaler": scaler, "clip": clip, "ema": average, "progress": progress, "log": log, **options}
@@ -351,94 +350,90 @@ def fit(
                 epoch += 1
                 say(f"EPOCH: {epoch}")
                 train_part.set_epoch(epoch)
-                batch_scheduler: LRScheduler | Warmup | None = None
-                if isinstance(scheduler, PER_BATCH_SCHEDULERS):
-                    batch_scheduler = scheduler
-                elif epoch <= warmup:
-                    batches = len(train_loader)
-                    batch_scheduler = Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
+                per_batch = _per_batch_scheduler(scheduler, optimizer, history, epoch, warmup, len(train_loader))
                 start = time.perf_counter()
-                trained = train(trained_model, train_part, optimizer, scheduler=batch_scheduler, **train_options)
+                trained = train(trained_model, train_part, optimizer, scheduler=per_batch, **train_options)
                 if epoch == warmup:
-                    Warmup(optimizer, history.start_rates, steps=1)  # the full rate, also after fewer batches than said
+                    set_rates(optimizer, history.start_rates)  # the full ones, also after fewer batches than said
                 tested = test(tested_model, test_part, **options)
-                row = _make_row(epoch, trained, tested, time.perf_counter() - start)
-                say(_describe_test(tested))
-                if batch_scheduler is None:
+                row = make_row(epoch, trained, tested, time.perf_counter() - start)
+                say(describe_test(tested))
+                if per_batch is None:
                     _step(scheduler, row)
                 state.keep()
                 history.rows.append(row)
                 if checkpoint is not None:
                     run.save(state.collect(epoch, history), history)
         except BaseException as error:
-            if _is_lack_of_memory(error):  # a notebook keeps the error, and with it the batch's tensors
+            if is_lack_of_memory(error):  # a notebook keeps the error, and with it the batch's tensors
                 traceback.clear_frames(error.__traceback__)
             state.roll_back()
             optimizer.zero_grad()
             if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
-                _explain(error, epoch, train_loader)
+                explain_end(error, f"epoch {epoch}", train_loader)
                 raise
             kept = plural(len(history), "finished epoch")
             say(f"Stopped in epoch {epoch}: weights and history are those of the {kept}")
         return history
 
 
-def _is_lack_of_memory(error: BaseException) -> bool:
-    said = ("can't allocate memory", "out of memory") if isinstance(error, RuntimeError) else ()  # CPU, MPS
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+def _choose(
+    criterion: Criterion | None, device: str | torch.device | None, precision: str
+) -> tuple[torch.device, torch.dtype, Criterion]:
+    """Return the device, the precision and the loss that are meant."""
+    place = pick_device(device)
+    return place, pick_precision(precision, place), nn.CrossEntropyLoss() if criterion is None else criterion
 
 
-def _explain(error: BaseException, epoch: int, loader: Any) -> None:
-    """Put the epoch into the message of a loss that is not finite, and a smaller batch into one of lack of memory."""
-    if isinstance(error, FloatingPointError):
-        error.args = (f"epoch {epoch}: {error}",)
-    elif _is_lack_of_memory(error):
-        size = getattr(loader, "batch_size", None)
-        advice = "this large; try smaller images"
-        if isinstance(size, int) and size > 1:
-            advice = f"of {size} images; try batch_size={size // 2}"
-        error.args = (f"epoch {epoch}: out of memory with a batch {advice} ({first_line(error)})",)
+def _move(model: nn.Module, criterion: Criterion, device: torch.device) -> None:
+    """Bring the model and the loss to the device."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    for part in (model, criterion):
+        if isinstance(part, nn.Module):
+            part.to(device)
 
 
-def _check_test_batch(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
-    """Refuse a test loader that does not fit the model now, and not after the first epoch; return the outputs' count.
+def _forward(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    number: int,
+    kind: str = "batch",
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of a batch and its labels on the device, and say what does not fit."""
+    logits = logits_of(model, images, device, dtype, first=number == 0)
+    # Labels already on a device are checked once a pass, since reading them waits for it.
+    if len(labels) and (number == 0 or labels.device.type == "cpu"):
+        check_labels(labels, logits.shape[1], f"{kind} {number}")
+    return logits, labels.to(device, non_blocking=device.type == "cuda")
 
-    Nothing is left changed.
-    """
-    state, generators = rng_state(), [(part, part.get_state()) for part in own_generators(loader)]
+
+def _count_outputs(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
+    """Return how many logits the model has for a test image, or refuse what does not fit it; nothing is changed."""
     try:
-        with keep_modes(model), torch.no_grad():
+        with keep_modes(model), keep_rng(), keep_generators(loader), torch.no_grad():
             model.eval()
             for batch in loader:
-                return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch").shape[1]
-            raise ValueError("test_loader yields nothing; it must yield at least one batch of (images, labels)")
-    finally:
-        set_rng_state(state)
-        for part, before in generators:
-            part.set_state(before)
+                return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch")[0].shape[1]
+    except Exception as error:
+        explain_end(error, "test batch 0", loader)
+        raise
+    raise ValueError("test_loader yields nothing; it must yield at least one batch of (images, labels)")
 
 
-def _make_row(epoch: int, trained: Score, tested: Score, seconds: float) -> dict:
-    """Return the row of the record, or refuse a test loss that says nothing."""
-    if not math.isfinite(tested.loss):
-        raise FloatingPointError(
-            f"the test loss is {tested.loss}; lower the learning rate, or look for NaN in the test images"
-        )
-    return {
-        "epoch": epoch,
-        "train_loss": trained.loss,
-        "train_accuracy": trained.accuracy,
-        "test_loss": tested.loss,
-        "test_accuracy": tested.accuracy,
-        "lr": trained.lr,
-        "seconds": seconds,
-    }
-
-
-def _describe_test(tested: Score) -> str:
-    share = f"{tested.correct}/{tested.samples} ({tested.accuracy:.2f}%)"
-    return f"Test set: Average loss: {tested.loss:.4f}, Accuracy: {share}"
+def _per_batch_scheduler(
+    scheduler: LRScheduler, optimizer: torch.optim.Optimizer, history: History, epoch: int, warmup: int, batches: int
+) -> LRScheduler | Warmup | None:
+    """Return what sets the rate within this epoch, if anything does."""
+    if isinstance(scheduler, PER_BATCH_SCHEDULERS):
+        return scheduler
+    if epoch <= warmup:
+        return Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
+    return None
 
 
 def _step(scheduler: LRScheduler, row: dict) -> None:
@@ -449,18 +444,7 @@ def _step(scheduler: LRScheduler, row: dict) -> None:
         scheduler.step()
 
 
-def _prepare(
-    model: nn.Module, criterion: Criterion | None, device: str | torch.device | None, precision: str
-) -> tuple[torch.device, torch.dtype, Criterion]:
-    """Choose device, precision and criterion, and move the model and the criterion to the device."""
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
-    if place.type == "cpu":
-        keep_freed_memory()
-    criterion = nn.CrossEntropyLoss() if criterion is None else criterion
-    for part in (model, criterion):
-        if isinstance(part, nn.Module):
-            part.to(place)
-    if dtype != torch.float32 and all(parameter.ndim < 5 for parameter in model.parameters()):
-        model.to(memory_format=torch.channels_last)
-    return place, dtype, criterion
+def _describe_resumption(history: History, epochs: int, run: RunFolder) -> str:
+    if len(history) < epochs:
+        return f"Resuming after epoch {len(history)} of {epochs} in {run}"
+    return f"The run in {run} has finished its {plural(len(history), 'epoch')}: its weights and history are loaded"

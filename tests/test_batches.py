@@ -38,6 +38,7 @@ WRONG_BATCHES = {
     ),
     "float labels": ((IMAGES, LABELS.float()), r"labels of batch 0 are float32 \(8,\); give class numbers, int64"),
     "one-hot labels": ((IMAGES, torch.eye(4)[LABELS]), r"float32 \(8, 4\); .* with labels\.argmax\(1\)"),
+    "a column of labels": ((IMAGES, LABELS[:, None]), r"int64 \(8, 1\); .* with labels\.squeeze\(1\)"),
     "int32 labels": ((IMAGES, LABELS.int()), r"labels of batch 0 are int32 \(8,\); give class numbers, int64"),
     "too large a label": ((IMAGES, LABELS + 1), "labels from 1 to 4 and the model 4 classes; labels are from 0 to 3"),
     "a negative label": ((IMAGES, LABELS - 1), "labels from -1 to 2 and the model 4 classes"),
@@ -151,14 +152,14 @@ def test_outputs_that_no_label_names_are_warned_of(outputs, in_test, recwarn):
     engine.fit(TinyNet(outputs), train, test, epochs=1, **QUIET)
     said = [str(warning.message) for warning in recwarn if "outputs" in str(warning.message)]
     assert len(said) == (outputs > in_test)
-    assert not said or said[0].startswith("the model has 5 outputs and the labels 4 classes; the figures")
+    assert not said or said[0].startswith("the model has 5 outputs and the data 4 classes; the figures")
 
 
 def test_labels_that_come_up_late_are_refused_at_once(tiny_net):
     """On a GPU a label without an output would end every later call, not only the run."""
     images, labels = torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10) // 2
     loader = Loader(images, labels, normalized((0.5,) * 3, (0.2,) * 3), batch_size=2)
-    with pytest.raises(ValueError, match=r"has 4 outputs and there are labels up to 4; build it with num_classes=len"):
+    with pytest.raises(ValueError, match=r"has 4 outputs and the data 5 classes; build it with num_classes=len"):
         fit(tiny_net, loader)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from eva_utils import main as engine
-from eva_utils.utils import checks
+from eva_utils.utils import checks, parts, schedule_checks
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.lock import locked
@@ -197,6 +197,40 @@ def test_a_one_cycle_schedule_that_was_not_passed_is_noticed(tiny_net):
     assert len(fit(tiny_net, [(IMAGES, LABELS)] * 4, optimizer=optimizer, scheduler=plateau, epochs=2)) == 2
 
 
+def test_the_rate_of_a_schedule_that_was_not_passed_is_warned_of(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=5)
+    with pytest.warns(UserWarning, match="set the optimizer's rate to 0.001, and it was built with 0.1; pass sched"):
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+    optimizer.param_groups[0]["lr"] = 0.1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "a schedule that is not passed")
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer)
+        fit(tiny_net, [(IMAGES, LABELS)], optimizer=optimizer, scheduler=rising)
+
+
+def test_gradients_that_are_switched_off_are_noticed(tiny_net):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"gradients are switched off here, by torch\.no_grad\(\)"):
+        fit(tiny_net, [(IMAGES, LABELS)])
+
+
+def test_a_last_batch_of_one_image_is_named_where_batch_normalization_cannot_take_it():
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten())
+    loader = DataLoader(random_batches(9), batch_size=8)
+    with pytest.raises(ValueError, match=r"^epoch 1: batch normalization has a batch of one image.*another batch_size"):
+        engine.fit(model, loader, [(IMAGES, LABELS)], epochs=1, **QUIET)
+
+
+def test_lack_of_memory_on_the_test_images_is_explained(tiny_net):
+    def greedy(module, images):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    tiny_net.register_forward_pre_hook(greedy)
+    loader = DataLoader(random_batches(16), batch_size=8)
+    with pytest.raises(RuntimeError, match="test batch 0: out of memory with a batch of 8 images; try batch_size=4"):
+        engine.fit(tiny_net, loader, loader, epochs=1, **QUIET)
+
+
 def test_a_one_cycle_schedule_that_does_not_end_is_warned_of_and_can_go_on(tmp_path):
     def run(model, epochs, **options):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -247,7 +281,7 @@ def test_a_wrong_test_loader_is_refused_before_training(tiny_net):
 def test_a_cosine_of_another_length_is_warned_of(length, warmup, message, tiny_net, recwarn):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=length)
-    checks.warn_of_cosine(cosine, 5, warmup, 3)
+    schedule_checks.warn_of_cosine(cosine, 5, warmup, 3)
     assert len(recwarn) == (message is not None)
     assert message is None or re.search(message, str(recwarn[0].message))
 
@@ -286,7 +320,9 @@ def test_loaders_without_length_or_batches_are_refused(tiny_net):
         fit(tiny_net, None)
     with pytest.raises(TypeError, match=r"\(SimpleNamespace\) has no length; pass its \.train or \.test"):
         fit(tiny_net, SimpleNamespace(train=[(IMAGES, LABELS)], test=[(IMAGES, LABELS)]))
-    with pytest.raises(ValueError, match="the loader yielded no batch; it must yield its batches anew at each pass"):
+    with pytest.raises(TypeError, match=r"train_loader \(list_iterator\) can be passed over only once"):
+        fit(tiny_net, iter([(IMAGES, LABELS)]))
+    with pytest.raises(ValueError, match="loader is empty; it must yield at least one batch"):
         engine.test(tiny_net, [])
 
 
@@ -303,7 +339,8 @@ def test_loaders_that_seem_swapped_are_warned_of(tiny_net):
             engine.fit(model, train, test, epochs=1, **QUIET)
     drawn = DataLoader(SAMPLES, batch_sampler=[[0, 3], [5, 1]])  # an order that is not known
     ordered = DataLoader(random_batches(8, seed=4), batch_size=8)
-    for train, test in ((SHUFFLED, IN_ORDER), (IN_ORDER, ordered), (drawn, SHUFFLED)):
+    others = DataLoader(random_batches(8, seed=4), batch_size=8, shuffle=True)
+    for train, test in ((others, IN_ORDER), (IN_ORDER, ordered), (drawn, others)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             engine.fit(TinyNet(), train, test, epochs=1, **QUIET)
@@ -311,7 +348,8 @@ def test_loaders_that_seem_swapped_are_warned_of(tiny_net):
 
 def test_images_that_are_trained_and_tested_on_are_warned_of(tiny_net):
     data = load_data("shapes", limit=10)
-    for model, train, test in ((TinyNet(10), data.train, data.train), (tiny_net, IN_ORDER, IN_ORDER)):
+    runs = ((TinyNet(10), data.train, data.train), (tiny_net, IN_ORDER, IN_ORDER), (TinyNet(), SHUFFLED, IN_ORDER))
+    for model, train, test in runs:
         with pytest.warns(UserWarning, match="tested on the images it trains on.*pass data.test"):
             engine.fit(model, train, test, epochs=1, **QUIET)
 
@@ -346,7 +384,7 @@ def test_of_a_loader_is_known_whether_it_shuffles():
         None: [[(IMAGES, LABELS)], DataLoader(SAMPLES, batch_sampler=[[0, 3], [5, 1]])],
     }
     for known, those in loaders.items():
-        assert [checks.is_shuffled(loader) for loader in those] == [known] * 2
+        assert [parts.is_shuffled(loader) for loader in those] == [known] * 2
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf")])

@@ -6,11 +6,12 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "eva_utils"
-# batches, checks and names import nothing of the package, so every file may use them.
-LEAVES = {"utils.batches", "utils.checks", "utils.names"}
+# These import nothing of the package but each other, so every file may use them.
+LEAVES = {"utils.batches", "utils.checks", "utils.failures", "utils.names", "utils.parts", "utils.schedule_checks"}
 ALLOWED = {
     "__init__": set(),
     "main": {
+        "utils.averaging",
         "utils.checkpoint",
         "utils.forward",
         "utils.history",
@@ -44,7 +45,11 @@ ALLOWED = {
     "utils.trained": set(),
     "utils.verified": set(),
     "utils.batches": {"utils.names"},
-    "utils.checks": set(),
+    "utils.averaging": {"utils.runtime"},
+    "utils.checks": {"utils.parts"},
+    "utils.failures": {"utils.names"},
+    "utils.parts": set(),
+    "utils.schedule_checks": {"utils.checks", "utils.parts"},
     "utils.assignments": {"utils.rules"},
     "utils.brief": {"utils.assignments", "utils.history", "utils.rules", "utils.runtime"},
     "utils.notebook": set(),
@@ -106,7 +111,7 @@ ALLOWED = {
     },
     "utils.predictions": {"utils.forward", "utils.runtime"},
     "utils.preflight": {"utils.images", "utils.loader", "utils.runtime", "utils.transforms"},
-    "utils.progress": set(),
+    "utils.progress": {"utils.meter"},
     "utils.run_folder": {"utils.checkpoint", "utils.history", "utils.lock", "utils.mirror", "utils.processes"},
     "utils.rules": {"utils.notebook", "utils.predictions", "utils.preflight", "utils.runtime"},
     "utils.processes": set(),

@@ -248,6 +248,14 @@ def test_a_loss_that_fails_at_once_leaves_no_trace(kind, error, message):
     assert model.seen == 0 and optimizer.param_groups[0]["lr"] == rate and not optimizer.state
 
 
+class Once(list):
+    """Batches that come to an end for good."""
+
+    def __iter__(self):
+        while self:
+            yield self.pop()
+
+
 def test_what_fit_refuses_is_refused():
     model, loader, optimizer = parts()
     other = torch.optim.SGD(TinyNet().parameters(), lr=0.1)
@@ -260,10 +268,10 @@ def test_what_fit_refuses_is_refused():
     grey = DataLoader([(torch.zeros(1, 8, 8), 0)] * 88, batch_size=4)
     with pytest.raises(ValueError, match=r"the model takes images of 3 channels and these are \(4, 1, 8, 8\)"):
         lr_find(model, grey, optimizer, **QUIET)
-    with pytest.raises(TypeError, match=r"^loader \(generator\) has no length"):
+    with pytest.raises(TypeError, match=r"^loader \(generator\) can be passed over only once"):
         lr_find(model, (batch for batch in loader), optimizer, **QUIET)
     with pytest.raises(ValueError, match="the loader yields nothing the second time; pass a loader that can be"):
-        lr_find(model, iter(loader), optimizer, **QUIET)  # has a length, and ends for good
+        lr_find(model, Once(loader), optimizer, **QUIET)
     few = TinyNet(2)
     with pytest.raises(ValueError, match="batch 0 has labels from 0 to 3 and the model 2 classes"):
         lr_find(few, loader, torch.optim.SGD(few.parameters(), lr=0.1), **QUIET)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from eva_utils import main as engine
 from eva_utils.models import create_model
+from eva_utils.utils.averaging import MovingAverage
 from eva_utils.utils.data import load_data
-from eva_utils.utils.optim import MovingAverage
 from eva_utils.utils.runtime import seed_everything
 
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -397,7 +397,11 @@ def test_a_model_that_raises_keeps_the_finished_epochs(tiny_net, tmp_path):
         ({"epochs": 0}, ValueError, "epochs is a whole number from 1 up, not 0"),
         ({"model": "resnet18"}, TypeError, "model is a torch.nn.Module, not str"),
         ({"model": nn.ReLU()}, ValueError, "the model has no trainable parameter"),
-        ({"train_loader": iter([1])}, TypeError, r"train_loader \(list_iterator\) has no length"),
+        (
+            {"train_loader": iter([1])},
+            TypeError,
+            r"train_loader \(list_iterator\) can be passed over only once",
+        ),
         ({"test_loader": []}, ValueError, "test_loader is empty"),
         ({"optimizer": torch.optim.SGD(TinyNet().parameters())}, ValueError, "holds no parameter of this model"),
         ({"criterion": nn.CrossEntropyLoss(reduction="sum")}, ValueError, "not reduction='sum'"),
@@ -523,3 +527,12 @@ def test_weights_are_channels_last_in_half_precision_alone():
         model = TinyNet()
         engine.fit(model, *new_loaders(), epochs=1, log=None, device="cpu", precision=precision)
         assert model.conv.weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
+def test_what_train_cannot_step_is_refused(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    with pytest.raises(TypeError, match="step ReduceLROnPlateau yourself, with the loss that test returns"):
+        engine.train(tiny_net, new_loaders()[0], optimizer, scheduler=plateau, log=None)
+    with pytest.raises(TypeError, match="LBFGS runs the model several times a step"):
+        engine.train(tiny_net, new_loaders()[0], torch.optim.LBFGS(tiny_net.parameters()), log=None)

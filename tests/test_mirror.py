@@ -109,10 +109,23 @@ def test_a_mirror_that_is_ahead_of_its_run_says_so(tmp_path):
         make_run("plateau", epochs=3, checkpoint=run, mirror=mirror, resume=True)
 
 
+@pytest.mark.parametrize("damaged", [[3], [2, 3]])
+def test_what_is_damaged_in_the_run_is_taken_from_its_mirror(damaged, tmp_path):
+    run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
+    make_run("plateau", epochs=3, checkpoint=run, mirror=mirror)
+    for epoch in damaged:
+        (run / f"epoch-000{epoch}.pt").write_bytes(b"damaged")
+    make_run("plateau", epochs=4, checkpoint=run, mirror=mirror, resume=True, log=lines.append)
+    assert f"{run / 'epoch-0003.pt'} was damaged and is the mirror's again" in lines
+    assert any(line.startswith("Resuming after epoch 3") for line in lines)
+    assert contents(mirror) == contents(run)
+
+
 def test_a_run_that_goes_back_over_a_damaged_epoch_keeps_its_mirror(tmp_path):
     run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
     make_run("plateau", epochs=3, checkpoint=run, mirror=mirror)
-    (run / "epoch-0003.pt").write_bytes(b"damaged")
+    for folder in (run, mirror):
+        (folder / "epoch-0003.pt").write_bytes(b"damaged")
     make_run("plateau", epochs=4, checkpoint=run, mirror=mirror, resume=True, log=lines.append)
     assert any(line.startswith("Resuming after epoch 2") for line in lines)
     assert not any("is not up to date" in line for line in lines)

@@ -167,7 +167,7 @@ def test_recipes_are_in_the_stated_order():
     "make, message",
     [
         (lambda: T.train_transform("eva7_s8", MEAN, STD), r"unknown recipe 'eva7_s8'.*did you mean 'eva6_s8'\?"),
-        (lambda: T.RandomCrop(padding=-1), "padding is a whole number of pixels from 0 up, not -1"),
+        (lambda: T.RandomCrop(padding=-1), "padding is a whole number from 0 up, not -1"),
         (lambda: T.RandomCrop(32)(torch.zeros(3, 28, 28)), "keeps the size of 32x32 images, got 28x28"),
         (lambda: T.RandomRotate(270), "degrees is the largest turn, from 0 to 180, not 270"),
         (lambda: T.RandomHorizontalFlip(2), "p is a probability from 0 to 1, not 2"),

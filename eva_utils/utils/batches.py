@@ -1,15 +1,12 @@
 """What a loader yields and a model returns: batches, logits, losses and labels that do not fit get one sentence."""
 
 import warnings
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from .names import first_line
 
 
 def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tensor, Tensor]:
@@ -29,55 +26,29 @@ def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tenso
             f"the images of {place} are {_kind(images)}; give float32 (N, C, H, W), as normalize() makes of uint8"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        one_hot = "; turn one-hot rows into numbers with labels.argmax(1)" if labels.ndim == 2 else ""
-        raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){one_hot}")
+        advice = ""
+        if labels.ndim == 2:
+            columns = "drop their second axis with labels.squeeze(1)"
+            advice = f"; {columns if labels.shape[1] == 1 else 'turn one-hot rows into numbers with labels.argmax(1)'}"
+        raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){advice}")
     fits = len(images) == len(labels) if len(labels) else unlabelled
     if not fits:
         raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels; give one label an image")
     return images, labels
 
 
-def is_misfit(error: Exception) -> bool:
-    """Whether a model's error may be its images' fault; lack of memory and a killed worker are not."""
-    return "memory" not in str(error) and "worker" not in str(error)
-
-
-def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
-    """Say why a model may have failed on its first batch, whose images have this shape."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is not None and len(shape) != 4:
-        return f"the model is a convnet and the images are {shape}; give it batches (N, C, H, W)"
-    if first is not None and first.in_channels == shape[3] != shape[1]:
-        return f"the images are {shape}, channels last; give (N, C, H, W), as images.permute(0, 3, 1, 2) makes of them"
-    if first is not None and first.in_channels != shape[1]:
-        return (
-            f"the model takes images of {first.in_channels} channels and these are {shape}; "
-            f"repeat or drop channels, or build its first layer for {shape[1]}"
-        )
-    return f"the model failed on its first batch, images {shape}: {first_line(error)}"
-
-
-@contextmanager
-def failure_explained(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Turn the error of a model that runs on its first images into one that says what does not fit."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_misfit(error):
-            raise
-        raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
-
-
 def check_logits(logits: Any, images: Tensor) -> None:
     """Raise unless a model's output is floating point (N, C)."""
     found = _kind(logits) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+    is_float = isinstance(logits, Tensor) and logits.is_floating_point()
+    if not is_float or logits.ndim != 2 or len(logits) != len(images):
         advice = ""
         if hasattr(logits, "logits"):  # of torchvision's GoogLeNet and Inception; of other packages' models
             auxiliary = any(name.startswith("aux_logits") for name in getattr(logits, "_fields", ()))
             advice = "; build it with aux_logits=False" if auxiliary else ", as the .logits of this output"
         raise ValueError(
-            f"the model returned {found} for {len(images)} images; it must return logits (N, classes){advice}"
+            f"the model returned {found} for {len(images)} images; it must return logits, floating point "
+            f"(N, classes){advice}"
         )
 
 
@@ -146,19 +117,16 @@ def warn_of_softmax(outputs: Tensor) -> None:
 
 
 def check_outputs(outputs: int, *loaders: Any) -> None:
-    """Raise ValueError if a label of `load_data`'s loaders has no output of the model; warn of unused outputs."""
-    labels = [loader.labels if hasattr(loader, "fingerprint") else None for loader in loaders]
-    known = [int(part.max()) + 1 for part in labels if isinstance(part, Tensor)]
+    """Raise ValueError if a class of `load_data`'s loaders has no output of the model; warn of unused outputs."""
+    known = [loader.classes for loader in loaders if hasattr(loader, "fingerprint")]
     classes = max(known, default=outputs)
+    found = f"the model has {outputs} outputs and the data {classes} classes"
     if outputs < classes:
-        raise ValueError(
-            f"the model has {outputs} outputs and there are labels up to {classes - 1}; build it with "
-            "num_classes=len(data.classes)"
-        )
+        raise ValueError(f"{found}; build it with num_classes=len(data.classes)")
     if len(known) == len(loaders) and outputs > classes:
         warnings.warn(
-            f"the model has {outputs} outputs and the labels {classes} classes; the figures and the report want as "
-            f"many of one as of the other, so build it with num_classes={classes}",
+            f"{found}; the figures and the report want as many of one as of the other, so build it with "
+            f"num_classes={classes}",
             stacklevel=3,
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .batches import failure_explained
+from .failures import failure_explained
 
 LEAST_SIDE = 5
 

@@ -7,9 +7,12 @@ of the last epoch as plain state_dicts (`best.pt`, `last.pt`), and the record (`
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from . import verified
 from .runtime import unwrap
 from .trained import note_trained
 from .verified import DamagedFileError, load_verified, save_verified, write_atomic
@@ -57,6 +60,8 @@ def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:
     for name in own | weights:
         if name not in weights or name not in own:
             return f"{name!r} is only in the {'model' if name in own else 'file'}"
+        if not isinstance(own[name], Tensor) or not isinstance(weights[name], Tensor):  # of get_extra_state
+            continue
         if own[name].shape != weights[name].shape:
             return f"{name!r} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
     return None
@@ -69,6 +74,16 @@ def save_epoch(folder: Path, state: dict, history_json: str, best_epoch: int) ->
     for number, path in _epoch_files(folder):
         if number <= state["epoch"] - 2:
             path.unlink()
+
+
+def check_savable(state: dict, to_json: Callable[[], str]) -> None:
+    """Refuse what `save_epoch` could not put on disk.
+
+    Raises:
+        TypeError: the state holds more than tensors and plain values, or the record is no JSON.
+    """
+    verified.check_savable(f"epoch-{state['epoch'] + 1:04d}.pt", state)
+    to_json()
 
 
 def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:
@@ -134,17 +149,17 @@ def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in named if match]
 
 
-def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_optimizer: bool) -> None:
+def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, settings: dict) -> None:
     """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
 
-    The precision may be another one if no epoch is left to train.
+    The precision may be another one if no epoch is left to train. Of an optimizer that has made steps, or stands as
+    the run left it, the options that a schedule changes are not compared.
 
     Args:
         saved: the state of the run on disk.
         model: the model given now.
+        optimizer: the one given now.
         settings: the settings of the run as they would be now.
-        fresh_optimizer: whether the optimizer has made no step. If it has, the options that a schedule changes
-            are not compared.
 
     Raises:
         ValueError: they differ; the first difference is named.
@@ -153,7 +168,9 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
     if problem:
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
-    skip = set() if fresh_optimizer else _SCHEDULED
+    left = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
+    as_left = all(_is_same(now[name], then.get(name)) for now, then in left for name in _SCHEDULED & now.keys())
+    skip = _SCHEDULED if optimizer.state or as_left else set()
     compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
     trains = ("precision",) if saved["epoch"] < settings["epochs"] else ()
     for name in (*compared, "criterion", *trains, "compile", "processes"):
@@ -165,12 +182,16 @@ def check_resumable(saved: dict, model: nn.Module, settings: dict, *, fresh_opti
             raise ValueError(f"cannot resume: {difference}; {advice}")
 
 
+def _is_same(now: Any, then: Any) -> bool:
+    """Whether an option of an optimizer is what it was; numbers, tensors of one, or pairs of numbers."""
+    return bool(now == then) if not isinstance(now, tuple | list) else list(now) == list(then or ())
+
+
 def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:
     """Say where two settings differ, by their path, or None."""
     if isinstance(before, dict) and isinstance(now, dict):
-        if name.startswith(("optimizer", "scheduler")):
-            # Options come and go with torch's versions, as `verbose` of the schedulers went; groups do not.
-            skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith("group ")}
+        # Options come and go, with torch's versions and with this package's; groups of parameters do not.
+        skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith("group ")}
         keys = [key for key in before | now if key not in skip]
         found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
         return next((difference for difference in found if difference), None)

@@ -1,23 +1,17 @@
-"""What is refused before any work: numbers out of range, and arguments that do not fit each other."""
+"""What is refused, or warned of, before any work: numbers out of range, and arguments that do not fit each other."""
 
 import math
 import numbers
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import (
-    DataLoader,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from .parts import is_shuffled, loss_parameters, option_of, trainable_parameters
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
@@ -43,25 +37,10 @@ def check_seed(seed: object) -> None:
         raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed!r}")
 
 
-def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that a step changes."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def loss_parameters(criterion: Any) -> list[nn.Parameter]:
-    """Return the parameters that a loss has of its own to train, as a temperature; most have none."""
-    return trainable_parameters(criterion) if isinstance(criterion, nn.Module) else []
-
-
-def option_of(criterion: Any, name: str, default: Any = None) -> Any:
-    """Return an option of a loss, which may be a class's or one that `functools.partial` gives a function."""
-    if isinstance(criterion, partial):
-        return criterion.keywords.get(name, default)
-    return getattr(criterion, name, default)
-
-
 def check_loader(name: str, loader: Any) -> None:
     """Raise unless a loader has a length and something to yield."""
+    if isinstance(loader, Iterator):
+        raise TypeError(f"{name} ({type(loader).__name__}) can be passed over only once; pass what it iterates over")
     try:
         batches = len(loader)
     except TypeError:
@@ -77,18 +56,6 @@ def check_loader(name: str, loader: Any) -> None:
         raise ValueError(f"{name} is empty; it must yield at least one batch of (images, labels)")
 
 
-def is_shuffled(loader: Any) -> bool | None:
-    """Whether a loader shuffles, by its `shuffle` if it is one of `load_data`, else by its sampler; None if unknown."""
-    if isinstance(getattr(loader, "shuffle", None), bool):
-        return loader.shuffle
-    # Given a batch_sampler, a DataLoader's own sampler is a stand-in and says nothing of the order.
-    batches = getattr(loader, "batch_sampler", None)
-    sampler: Sampler | None = getattr(loader if batches is None else batches, "sampler", None)
-    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
-        return True
-    return False if isinstance(sampler, SequentialSampler) else None
-
-
 def warn_of_loaders(train_loader: Any, test_loader: Any) -> None:
     """Warn if the training images come in order and the test images shuffled, or if they are the same images."""
     if is_shuffled(train_loader) is False and is_shuffled(test_loader):
@@ -97,8 +64,11 @@ def warn_of_loaders(train_loader: Any, test_loader: Any) -> None:
             "fit takes the training loader first, fit(model, data.train, data.test)",
             stacklevel=3,
         )
-    images = getattr(train_loader, "fingerprint", None)
-    if train_loader is test_loader or (images and images == getattr(test_loader, "fingerprint", None)):
+    same = any(
+        hasattr(train_loader, name) and getattr(train_loader, name) == getattr(test_loader, name, None)
+        for name in ("fingerprint", "dataset")
+    )
+    if train_loader is test_loader or same:
         warnings.warn(
             "the model is tested on the images it trains on, so its accuracy says nothing of new ones; pass data.test, "
             "or data.validation, as the second loader",
@@ -116,6 +86,12 @@ def warn_of_trained(trained: bool) -> None:
         )
 
 
+def check_steps(optimizer: Any) -> None:
+    """Raise TypeError for the optimizer that runs the model by itself."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError("LBFGS runs the model several times a step, which the loop does not; use SGD or Adam")
+
+
 def check_fit(
     model: nn.Module,
     train_loader: Any,
@@ -127,6 +103,11 @@ def check_fit(
 ) -> None:
     """Refuse what cannot train, before any work."""
     check_whole("epochs", epochs, 1)
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are switched off here, by torch.no_grad(), inference_mode() or set_grad_enabled(False); leave "
+            "that out"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     if any(map(nn.parameter.is_lazy, model.parameters())):
@@ -145,14 +126,9 @@ def check_fit(
     check_loader("test_loader", test_loader)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError("LBFGS runs the model several times a step, which the loop does not; use SGD or Adam")
-    if scheduler is not None and not isinstance(scheduler, LRScheduler):
-        raise TypeError(f"scheduler is one of torch.optim.lr_scheduler, built with the optimizer, not {scheduler!r}")
+    check_steps(optimizer)
     if optimizer is not None:
         _check_optimizer(optimizer, model, scheduler)
-    if scheduler is not None:
-        _check_scheduler(scheduler, optimizer, epochs, len(train_loader))
     if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
         raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]] if optimizer else []
@@ -192,98 +168,13 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, schedul
         )
 
 
-def _check_scheduler(
-    scheduler: LRScheduler, optimizer: torch.optim.Optimizer | None, epochs: int, batches: int
-) -> None:
-    if scheduler.optimizer is not optimizer:
-        raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
-    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * batches:
-        raise ValueError(
-            f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
-            f"{batches} batches; build it with epochs={epochs}, steps_per_epoch={batches}"
-        )
-    for inner in _inner_schedulers(scheduler):
-        if isinstance(inner, OneCycleLR) and inner.total_steps > epochs:
-            raise ValueError(
-                f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would be stepped once an "
-                f"epoch, {epochs} times; pass it alone, it is then stepped after every batch"
-            )
-
-
-def _inner_schedulers(scheduler: Any) -> Iterator[LRScheduler]:
-    """Yield the schedulers that SequentialLR and ChainedScheduler hold."""
-    for inner in getattr(scheduler, "_schedulers", []):
-        yield inner
-        yield from _inner_schedulers(inner)
-
-
-def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if a one-cycle schedule stands at its first rate, and the run is to have another."""
-    if any(
-        "max_lr" in group and math.isclose(float(group["lr"]), group["initial_lr"]) for group in optimizer.param_groups
-    ):
-        raise ValueError(
-            "a OneCycleLR was built on this optimizer and not passed, so the run would begin at its lowest rate; pass "
-            "scheduler= as well, or build the optimizer anew"
-        )
-
-
-def warn_of_cosine(scheduler: LRScheduler, epochs: int, warmup: int, batches: int) -> None:
-    """Warn if a cosine ends long before or after the run, as one does that counts batches."""
-    if not isinstance(scheduler, CosineAnnealingLR):
-        return
-    length, steps = scheduler.T_max, epochs - warmup
-    if length < steps - 1:
-        course = f"rises again after {length} of the {steps} epochs"
-    elif length >= 10 * epochs or length == epochs * batches > epochs:
-        course = "hardly falls"
-    else:
-        return
-    warnings.warn(
-        f"CosineAnnealingLR(T_max={length}) steps once an epoch, so the rate {course}; for a run of this length it is "
-        f"T_max={steps}",
-        stacklevel=3,
-    )
-
-
-def check_rate(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
-    """Raise ValueError if the learning rate is 0 and no schedule raises it."""
-    if isinstance(scheduler, ReduceLROnPlateau) and not any(float(group["lr"]) for group in optimizer.param_groups):
-        raise ValueError("the optimizer's learning rate is 0, so nothing would be learnt; give a higher one")
-
-
-def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
-    """Raise ValueError if a one-cycle schedule has fewer steps left than the run takes; warn if it has more."""
-    if not isinstance(scheduler, OneCycleLR):
-        return
-    left = scheduler.total_steps - scheduler.last_epoch
-    if left < steps:
-        raise ValueError(
-            f"OneCycleLR has {left} of its {scheduler.total_steps} steps left and the run takes {steps}; build "
-            "optimizer and scheduler anew before each run"
-        )
-    if left > steps:
-        warnings.warn(
-            f"OneCycleLR has {left} steps left and the run takes {steps}, so the rate does not come down in it; build "
-            f"it with total_steps={steps}, epochs times len(train_loader), unless more epochs are to follow",
-            stacklevel=3,
-        )
-
-
-def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> None:
-    """Raise ValueError unless a warmup leaves epochs to train at the full rate, and the scheduler room for it."""
-    check_whole("warmup", warmup, 0)
-    if warmup >= epochs:
-        raise ValueError(
-            f"warmup={warmup} leaves none of epochs={epochs} at the full rate; make it shorter or train longer"
-        )
-    if warmup and isinstance(scheduler, OneCycleLR | CyclicLR):
-        raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
-
-
-def check_averaging(ema: float | None, clip: float | None) -> None:
-    """Raise ValueError unless the decay of averaged weights and the gradient's largest norm are in range, or None."""
+def check_decay(ema: float | None) -> None:
+    """Raise ValueError unless the decay of averaged weights is in range, or None."""
     if ema is not None:
         check_real("ema", ema, 0, 1)
+
+
+def check_clip(clip: float | None) -> None:
+    """Raise ValueError unless the gradient's largest norm is above 0, or None."""
     if clip is not None:
         check_real("clip", clip, 0, open_low=True)

@@ -1,5 +1,7 @@
 """Cutout (DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552)."""
 
+import numbers
+
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +39,10 @@ class Cutout(nn.Module):
 
     def __init__(self, size: int = 16, fill: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"Cutout's size is its side in pixels, a positive whole number, not {size!r}")
-        self.size, self.fill = size, fill
+        self.size: int = int(size)
+        self.fill: float = fill
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         count, (height, width) = images.shape[:-3], images.shape[-2:]

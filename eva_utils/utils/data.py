@@ -94,11 +94,14 @@ def load_data(
     check_whole("validation", validation, 0)
     check_whole("workers", workers, 0)
     check_seed(seed)
-    seed = int(seed)
+    batch_size, validation, workers, seed = int(batch_size), int(validation), int(workers), int(seed)  # not numpy's
     if size is not None:
         check_whole("size", size, 8, 10_000)
+        size = int(size)
     if limit is not None:
         check_whole("limit", limit, 1)
+        limit = int(limit)
+    source = str(source)
     placed = pick_device(device)
     if device is None and placed.type != "cuda":
         placed = torch.device("cpu")
@@ -144,6 +147,7 @@ def load_data(
             device=placed,
             workers=workers,
             fingerprint=fingerprint,
+            classes=len(classes),
         )
 
     if not isinstance(recipe, str):  # a pipeline that does not fit is refused now, and not in the first epoch

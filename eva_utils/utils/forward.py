@@ -2,20 +2,40 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
+from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import check_logits, check_loss, failure_explained, is_misfit
+from .batches import check_logits, check_loss
+from .failures import failure_explained, is_misfit
 from .names import first_line
-from .runtime import autocast, move_images
+from .parts import option_of
+from .runtime import autocast, move_images, unwrap
+
+# Models that reshape by view() what a convolution returns, which torch refuses of maps that lie channels last.
+_CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
+_WEIGHTED = (F.cross_entropy, F.nll_loss)
+
+
+def lay_out(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put a model's weights channels last where it computes in half precision, unless it cannot run so."""
+    if _channels_last(model, dtype) and all(parameter.ndim < 5 for parameter in model.parameters()):
+        model.to(memory_format=torch.channels_last)
+
+
+def _channels_last(model: nn.Module, dtype: torch.dtype) -> bool:
+    return dtype != torch.float32 and unwrap(model) not in _CONTIGUOUS
 
 
 def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype, *, first: bool) -> Tensor:
     """Return a model's logits (N, C) for a batch that is brought to its device; modes and gradients are the caller's.
 
     Args:
-        model: on the device.
+        model: on the device; if it turns out on its first batch that its maps may not lie channels last, its weights
+            are laid out anew.
         images: float32 (N, C, H, W), on any device.
         device, dtype: where, and the type that convolutions and matrix products run in.
         first: whether an error of the model is explained by the images' shape, as it may be at its first batch.
@@ -23,11 +43,23 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: tor
     Raises:
         ValueError: the model fails on its first batch, or does not return logits.
     """
-    images = move_images(images, device, dtype)
-    with failure_explained(model, images) if first else nullcontext(), autocast(device, dtype):
-        logits = model(images)
+    last = _channels_last(model, dtype)
+    images = move_images(images, device, last=last)
+    with failure_explained(model, images) if first else nullcontext():
+        try:
+            logits = _run(model, images, device, dtype)
+        except RuntimeError as error:
+            if not (first and last) or "view size is not compatible" not in str(error):
+                raise
+            _CONTIGUOUS.add(unwrap(model))
+            logits = _run(model.to(memory_format=torch.contiguous_format), images.contiguous(), device, dtype)
     check_logits(logits, images)
     return logits
+
+
+def _run(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Any:
+    with autocast(device, dtype):  # which keeps the weights it has cast, in their layout, until it ends
+        return model(images)
 
 
 def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, *, first: bool) -> Tensor:
@@ -54,3 +86,12 @@ def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label
     if first:
         check_loss(loss, criterion, logits)
     return loss
+
+
+def weight_of(criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor | int:
+    """Return what a batch's mean loss was divided by: its number of labels, or the sum of their classes' weights."""
+    named = getattr(criterion, "func", criterion)
+    weight: Any = option_of(criterion, "weight")
+    if weight is None or not (isinstance(named, nn.CrossEntropyLoss | nn.NLLLoss) or named in _WEIGHTED):
+        return len(labels)
+    return weight[labels].sum()

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import check_logits, failure_explained
+from .batches import check_logits
 from .cam_layer import deepest_layer, is_channels_last
+from .failures import failure_explained
 from .names import unknown_name
 from .runtime import keep_rng, unwrap
 

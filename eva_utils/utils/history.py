@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 from .names import plural
+from .parts import is_shuffled, own_generators
 
 # What a scheduler counts as it goes, and what only says how a step is computed.
 _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
+_LARGEST = 1000  # numbers in an array that is an option
 _HOW = {"foreach", "fused", "capturable", "differentiable"}
 
 
@@ -93,7 +95,7 @@ def describe_run(
         "model": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "optimizer": {"class": type(optimizer).__name__, **groups},
-        "scheduler": {"class": type(scheduler).__name__, **_plain(vars(scheduler), _RUNNING)},
+        "scheduler": _describe_scheduler(scheduler),
         "criterion": _describe_criterion(criterion),
         "batches": len(train_loader),
         "train_loader": _describe_loader(train_loader),
@@ -101,35 +103,53 @@ def describe_run(
     }
 
 
+def _describe_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Return class and options, of one that holds others theirs too; what runs on with the epochs is left out."""
+    options = {name: value for name, value in vars(scheduler).items() if name != "milestones"}
+    milestones = getattr(scheduler, "milestones", getattr(scheduler, "_milestones", None))
+    if milestones is not None:  # those of MultiStepLR are a Counter
+        options["milestones"] = sorted(getattr(milestones, "elements", lambda: milestones)())
+    parts = {
+        f"part {number}": _describe_scheduler(part)
+        for number, part in enumerate(vars(scheduler).get("_schedulers", []))
+    }
+    return {"class": type(scheduler).__name__, **_plain(options, _RUNNING), **parts}
+
+
 def _describe_criterion(criterion: Any) -> dict[str, Any]:
-    """Return class or function and options; parameters by shape, since training changes them."""
+    """Return class or function and options, and those of the losses in it; parameters by shape, as training goes on."""
     if isinstance(criterion, partial):
-        options = criterion.keywords.items()
-        given = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options}
+        given = {**criterion.keywords, **({"args": list(criterion.args)} if criterion.args else {})}
         return {**_describe_criterion(criterion.func), **_plain(given, set())}
+    losses: Any = getattr(criterion, "named_children", dict)()
     return {
         "class": getattr(criterion, "__name__", type(criterion).__name__),
         **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
         **{name: value.tolist() for name, value in getattr(criterion, "named_buffers", dict)()},
         **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},
+        **{name: _describe_criterion(child) for name, child in losses},
     }
 
 
 def _describe_loader(loader: Any) -> dict[str, Any]:
     if hasattr(loader, "describe"):
         return {"class": type(loader).__name__, **loader.describe()}
-    options = {"batch_size": getattr(loader, "batch_size", None)}
+    options = {
+        "batch_size": getattr(loader, "batch_size", None),
+        "shuffle": is_shuffled(loader),
+        "generators": len(own_generators(loader)),
+    }
     if isinstance(getattr(loader, "dataset", None), Sized):
         options["images"] = len(loader.dataset)
-    return {"class": type(loader).__name__, **options}
+    return {"class": type(loader).__name__, **_plain(options, set())}
 
 
 def _plain(options: dict[str, Any], leave_out: set[str]) -> dict[str, Any]:
-    """Keep the public options that are finite numbers, strings, or lists of these, as Python's own."""
+    """Keep the public options that are finite numbers, strings, or lists or arrays of these, as Python's own."""
     kept = {}
     for name, value in options.items():
-        if getattr(value, "ndim", None) == 0:
-            value = value.item()
+        if hasattr(value, "tolist") and math.prod(value.shape) <= _LARGEST:
+            value = value.item() if math.prod(value.shape) == 1 else value.tolist()
         if isinstance(value, tuple):
             value = list(value)
         if not name.startswith("_") and name not in leave_out and _is_plain(value):

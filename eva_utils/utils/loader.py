@@ -23,7 +23,7 @@ class Loader:
 
     Args:
         images: uint8 (N, 3, H, W), moved to the device once; or `ImageFiles`.
-        labels: int64 (N,).
+        labels: int64 (N,), from 0 up.
         transform: from uint8 batch and generator to float batch, see `eva_utils.utils.transforms`.
         batch_size: images in a batch; the last may be smaller.
         shuffle: whether each epoch has an order of its own.
@@ -31,6 +31,10 @@ class Loader:
         device: where the batches are made; the CPU if None.
         workers: processes that decode `ImageFiles`; 0 decodes in this one.
         fingerprint: identifies the data in the record of a run; None takes that of the images and labels.
+        classes: how many there are; None goes by the highest label.
+
+    Raises:
+        ValueError: there are not as many labels as images.
     """
 
     def __init__(
@@ -45,7 +49,11 @@ class Loader:
         device: torch.device | None = None,
         workers: int = 0,
         fingerprint: str | None = None,
+        classes: int | None = None,
     ) -> None:
+        if len(images) != len(labels):
+            raise ValueError(f"there are {len(images)} images and {len(labels)} labels; give one label an image")
+        self.classes = int(labels.max()) + 1 if classes is None else classes
         self.device = torch.device("cpu") if device is None else device
         self.fingerprint = take_fingerprint(images, labels) if fingerprint is None else fingerprint
         self.images = images.to(self.device) if isinstance(images, Tensor) else images
@@ -131,7 +139,7 @@ def take_fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
     digest = hashlib.sha256(labels.cpu().numpy().tobytes())
     if isinstance(images, Tensor):
         digest.update(str(tuple(images.shape)).encode())
-        digest.update(images.cpu().numpy().data)
+        digest.update(images.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
     digest.update(f"{images.size}\n".encode())
     for path in images.paths:

@@ -17,7 +17,7 @@ from .checks import check_fit, check_loader, check_real, check_whole
 from .forward import logits_of, loss_of
 from .optim import fill_momentum, rate_shares
 from .runtime import keep_modes, keep_rng, pick_device, pick_precision
-from .state import own_generators
+from .state import keep_generators
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
 SKIPPED = (10, 5)  # steps at the start and at the end in which no suggestion is looked for
@@ -94,7 +94,7 @@ def lr_find(
     losses: list[float] = []
     first = smooth = lowest = math.inf
     shares = rate_shares(optimizer)
-    with _as_they_were(model, optimizer, loader), keep_rng(), keep_modes(model):
+    with _as_they_were(model, optimizer, loader), keep_generators(loader), keep_rng(), keep_modes(model):
         model.to(place).train()
         if scaler.is_enabled():
             fill_momentum(optimizer)
@@ -153,7 +153,7 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 @contextmanager
 def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Iterator[None]:
-    """Put back weights, gradients, the optimizer's state and rates, and the loader's generators."""
+    """Put back weights, gradients, the optimizer's state and rates, and the workers that a loader keeps."""
     home = next(model.parameters()).device
     weights = copy.deepcopy(model.state_dict())
     buffers = [  # also those in no state_dict, and those that forward() makes
@@ -165,7 +165,6 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
     others = {parameter: parameter.detach().clone() for parameter in trained - set(model.parameters())}  # of the loss
     gradients = {parameter: parameter.grad for parameter in [*model.parameters(), *others]}
     state = copy.deepcopy(optimizer.state_dict())
-    generators = [(part, part.get_state()) for part in own_generators(loader)]
     persistent = isinstance(loader, DataLoader) and loader.persistent_workers
     if persistent:  # the workers at hand wait, since they hold generators of their own; others do this work
         workers, loader._iterator = loader._iterator, None
@@ -185,8 +184,6 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: An
         optimizer.load_state_dict(state)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-        for part, before in generators:
-            part.set_state(before)
         if persistent:
             ours, loader._iterator = loader._iterator, workers
             if ours is not None:

@@ -1,5 +1,6 @@
 """Loss and accuracy over an epoch, summed on the device and read only when asked."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,18 +19,41 @@ class Score(NamedTuple):
     lr: float | None = None
 
 
+def make_row(epoch: int, trained: Score, tested: Score, seconds: float) -> dict:
+    """Return an epoch's row of the record.
+
+    Raises:
+        FloatingPointError: the test loss is NaN or infinite, and says nothing.
+    """
+    if not math.isfinite(tested.loss):
+        raise FloatingPointError(
+            f"the test loss is {tested.loss}; lower the learning rate, or look for NaN in the test images"
+        )
+    return {
+        "epoch": epoch,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": tested.loss,
+        "test_accuracy": tested.accuracy,
+        "lr": trained.lr,
+        "seconds": seconds,
+    }
+
+
 class Meter:
-    """Sums of loss and of correct predictions, weighted by the size of each batch."""
+    """Sums of loss and of correct predictions; a batch's mean loss counts by what it was divided by."""
 
     def __init__(self, device: torch.device) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=wide, device=device)
+        self.weight = torch.zeros_like(self.loss)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = 0
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss (), its logits (N, C) and labels int64 (N,)."""
-        self.loss += loss.detach() * len(labels)
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | float) -> None:
+        """Add a batch: its mean loss (), logits (N, C), labels int64 (N,), and the loss's divisor, most often N."""
+        self.loss += loss.detach() * weight
+        self.weight += weight
         self.correct += (logits.detach().argmax(dim=1) == labels).sum()
         self.samples += len(labels)
 
@@ -38,13 +62,15 @@ class Meter:
         if not self.samples:
             raise ValueError("the loader yielded no batch; it must yield its batches anew at each pass")
         correct = int(self.correct)
-        return Score(float(self.loss) / self.samples, 100 * correct / self.samples, correct, self.samples)
+        loss = float(self.loss) / float(self.weight)
+        return Score(loss, 100 * correct / self.samples, correct, self.samples)
 
     def total(self) -> Score:
         """Return the score of all processes' batches; every process must call it."""
         samples = torch.full_like(self.correct, self.samples)
-        self.loss, counts = add_up(self.loss), add_up(torch.stack([self.correct, samples]))
-        self.correct, self.samples = counts[0], int(counts[1])
+        self.loss, self.weight = add_up(torch.stack([self.loss, self.weight]))
+        self.correct, samples = add_up(torch.stack([self.correct, samples]))
+        self.samples = int(samples)
         return self.score()
 
 

@@ -60,6 +60,15 @@ def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[
     return restored
 
 
+def mend_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
+    """Put the mirror's file in the place of each damaged one of a run that is whole there."""
+    for path in _files(folder):
+        copy = mirror / path.name
+        if path.suffix == ".pt" and not is_whole(path.read_bytes()) and copy.exists() and is_whole(copy.read_bytes()):
+            write_atomic(path, copy.read_bytes())
+            log(f"{path} was damaged and is the mirror's again")
+
+
 def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
     """Bring the mirror up to date with a run's folder; what fails is told to `log` and stops nothing.
 

@@ -1,16 +1,14 @@
-"""Parameter groups, warmup, averaged weights, one cycle; optimizers and the plateau by name for the command line."""
+"""Parameter groups, warmup, one cycle; optimizers and the plateau by name for the command line."""
 
 import copy
 import warnings
 
 import torch
 from torch import Tensor, nn, optim
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checks import check_real, check_whole
 from .muon import Muon
 from .names import unknown_name
-from .runtime import unwrap
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULERS = ("plateau", "one_cycle")
@@ -127,6 +125,15 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
     return rates
 
 
+def set_rates(optimizer: optim.Optimizer, rates: list[float]) -> None:
+    """Set the learning rate of each group of an optimizer."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 class Warmup:
     """Raises the learning rates linearly over so many steps, the first being 1 / steps of the full rate.
 
@@ -147,44 +154,7 @@ class Warmup:
     def step(self) -> None:
         self.done += 1
         share = min(1.0, (self.done + 1) / self.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(share * rate)
-            else:
-                group["lr"] = share * rate
-
-
-class MovingAverage(AveragedModel):
-    """The exponential moving average of a model's weights and buffers over its steps, in `.module`.
-
-    It is torch's AveragedModel, the decay being min(decay, (1 + n) / (10 + n)) after n steps, so that the random
-    weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with `num_updates`).
-
-    Args:
-        model: is copied.
-        decay: from 0 to below 1; 0.999 averages over about the last 1,000 steps.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(unwrap(model), use_buffers=True)
-        self.decay = decay
-
-    def update_parameters(self, model: nn.Module) -> None:
-        """Take in the weights of a model; on a GPU without waiting for it, as torch's own way does."""
-        steps, model = int(self.n_averaged), unwrap(model)
-        average = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
-        averaged: tuple[list[Tensor], list[Tensor]] = [], []
-        with torch.no_grad():
-            for part in ("parameters", "buffers"):
-                for ours, theirs in zip(getattr(self.module, part)(), getattr(model, part)(), strict=True):
-                    if steps and (ours.is_floating_point() or ours.is_complex()):
-                        averaged[0].append(ours.detach())
-                        averaged[1].append(theirs.detach().to(ours.device))
-                    else:
-                        ours.copy_(theirs)
-            if averaged[0]:
-                average(*averaged, self.n_averaged)
-            self.n_averaged += 1
+        set_rates(self.optimizer, [share * rate for rate in self.rates])
 
 
 def fill_momentum(optimizer: optim.Optimizer) -> None:

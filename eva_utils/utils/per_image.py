@@ -1,5 +1,6 @@
 """A pipeline that works on one image at a time, albumentations' or torchvision's, over a batch."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,8 @@ class PerImage(nn.Module):
                 f"{type(pipeline).__module__}.{type(pipeline).__name__}"
             )
         self.pipeline = pipeline
-        self.described = " ".join(repr(pipeline).split())  # now, since one that cannot be would end a run later
+        # Now, since one that cannot be would end a run later; an address would be another in each process.
+        self.described = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(pipeline).split()))
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         device = generator.device if generator is not None else torch.device("cpu")

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .batches import check_batch, check_labels
-from .checks import check_whole, is_shuffled
+from .checks import check_whole
 from .forward import logits_of
+from .parts import is_shuffled
 from .runtime import keep_modes, keep_rng, pick_device, pick_precision, rng_state, set_rng_state
 
 MISTAKES, HITS = "misclassified", "correctly classified"

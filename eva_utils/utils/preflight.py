@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .batches import are_probabilities, explain_failure, is_misfit
-from .checks import trainable_parameters
+from .batches import are_probabilities
+from .failures import explain_failure, is_misfit
 from .images import ImageFiles
 from .loader import Loader
+from .parts import trainable_parameters
 from .runtime import keep_rng
 from .transforms import Normalize
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .checks import loss_parameters, option_of
+from .parts import loss_parameters, option_of
 
 
 def count() -> int:

@@ -1,4 +1,4 @@
-"""The progress bar of an epoch."""
+"""What is shown of an epoch: its progress bar and its lines of the log."""
 
 import io
 import sys
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
+
+from .meter import Score
 
 REFRESH_SECONDS = 0.5
 
@@ -49,3 +51,14 @@ class ProgressBar:
 
 def _is_watched(stream: Any) -> bool:
     return (hasattr(stream, "isatty") and stream.isatty()) or type(stream).__module__.startswith("ipykernel")
+
+
+def describe_training(score: Score, number: int, rate: float) -> str:
+    """Return what the bar says after a batch, by its number and its learning rate."""
+    return f"Loss={score.loss:.4f} Batch_id={number} LR={rate:.5f} Accuracy={score.accuracy:.2f}"
+
+
+def describe_test(score: Score) -> str:
+    """Return the line of a test."""
+    share = f"{score.correct}/{score.samples} ({score.accuracy:.2f}%)"
+    return f"Test set: Average loss: {score.loss:.4f}, Accuracy: {share}"

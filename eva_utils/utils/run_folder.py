@@ -9,7 +9,7 @@ from . import checkpoint as disk
 from . import processes
 from .history import History
 from .lock import locked
-from .mirror import check_mirror, copy_run, restore_run
+from .mirror import check_mirror, copy_run, mend_run, restore_run
 
 
 class RunFolder:
@@ -35,6 +35,7 @@ class RunFolder:
         self.folder = None if folder is None else Path(folder)
         self.mirror = None if mirror is None else Path(mirror)
         self.resume, self.log = resume, log
+        self._taken_up = False
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -61,7 +62,8 @@ class RunFolder:
             if self.mirror is not None and self.resume:
                 restored = restore_run(self.folder, self.mirror, self.log)
             disk.check_folder(self.folder, self.resume)  # once more: another run may have ended since
-            self._taken_up = False
+            if self.mirror is not None and self.resume:
+                mend_run(self.folder, self.mirror, self.log)
             try:
                 yield disk.latest_state(self.folder, self.log)
             except ValueError as error:
@@ -70,6 +72,11 @@ class RunFolder:
                         path.unlink(missing_ok=True)
                     raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
                 raise
+
+    def check_savable(self, state: dict, history: History) -> None:
+        """Raise TypeError if what an epoch leaves could not be put on disk, and not after that epoch."""
+        if self.folder is not None:
+            disk.check_savable(state, history.to_json)
 
     def save(self, state: dict, history: History) -> None:
         """Put a finished epoch on disk, and into the mirror."""

@@ -118,10 +118,9 @@ def compiled(model: nn.Module, mode: bool | str) -> Iterator[None]:
         model._compiled_call_impl = before
 
 
-def move_images(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Bring a batch to the device, channels last where it will be computed in half precision."""
-    last = dtype != torch.float32 and images.ndim == 4
-    layout = torch.channels_last if last else torch.preserve_format
+def move_images(images: Tensor, device: torch.device, *, last: bool) -> Tensor:
+    """Bring a batch to the device, with channels last if that is wanted and it is one of maps (N, C, H, W)."""
+    layout = torch.channels_last if last and images.ndim == 4 else torch.preserve_format
     return images.to(device, non_blocking=device.type == "cuda", memory_format=layout)
 
 

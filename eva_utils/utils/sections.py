@@ -10,6 +10,8 @@ from .names import plural
 from .predictions import MISTAKES, Predictions
 from .rules import FAIL, PASS, course, smoothing
 
+_INSIDE = ("class", "default_min_lr", "min_lrs", "eps")  # of a scheduler, and not what one gives it
+
 
 def parameters(record: dict) -> str:
     """Return the table of what was chosen for the run."""
@@ -19,7 +21,6 @@ def parameters(record: dict) -> str:
     groups = [group for name, group in optimizer.items() if name != "class"]
     one_cycle = schedule["class"] == "OneCycleLR"
     cycle = f"OneCycleLR of {schedule['total_steps']:,} steps: {course(settings, record['rows'])}" if one_cycle else ""
-    ran = {name: schedule[name] for name in schedule if name not in ("class", "default_min_lr", "min_lrs", "eps")}
     of_torch = settings.get("torch_seed", 2**32)
     seeds = {
         "torch before the run": of_torch if of_torch < 2**32 else None,  # larger where nothing was seeded
@@ -39,7 +40,7 @@ def parameters(record: dict) -> str:
         ("batch size", trained.get("batch_size") or "not recorded"),
         ("epochs", len(record["rows"])),
         ("optimizer", optimizer["class"] + _groups(groups)),
-        ("learning rate schedule", cycle or schedule["class"] + _options(ran, ran)),
+        ("learning rate schedule", cycle or _schedule(schedule)),
         ("warmup", plural(warmup, "epoch") if warmup else "none"),
         ("averaged weights", _if_set("decay", settings.get("ema"))),
         ("gradient clipping", _if_set("norm", settings.get("clip"))),
@@ -53,6 +54,14 @@ def parameters(record: dict) -> str:
         ),
     ]
     return table(("parameter", "value"), rows)
+
+
+def _schedule(schedule: dict) -> str:
+    """Return a scheduler with its options, of one that holds others those too."""
+    held = [value for value in schedule.values() if isinstance(value, dict)]
+    ran = [name for name, value in schedule.items() if name not in _INSIDE and not isinstance(value, dict)]
+    inner = f" of {', '.join(map(_schedule, held))}" if held else ""
+    return schedule["class"] + _options(schedule, ran) + inner
 
 
 def _groups(groups: list[dict]) -> str:

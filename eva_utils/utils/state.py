@@ -2,21 +2,27 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from . import processes
 from .history import History
+from .parts import own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
 
 
-def own_generators(loader: Any) -> list[torch.Generator]:
-    """Return the generators of its own that a DataLoader draws its order from."""
-    sampler = getattr(loader, "sampler", None)
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    found = [getattr(part, "generator", None) for part in (loader, sampler, inner)]
-    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+@contextmanager
+def keep_generators(loader: Any) -> Iterator[None]:
+    """Put the generators that a DataLoader draws its order from back as they were, also after an exception."""
+    states = [(generator, generator.get_state()) for generator in own_generators(loader)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.dtype:
@@ -51,6 +57,7 @@ class RunState:
     def __init__(self, loader: Any, **parts: Any) -> None:
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.generators = own_generators(loader)
+        self.kept: dict[str, dict] = {}
 
     def collect(self, epoch: int, history: History) -> dict:
         """Return all of it, and the record, as tensors and plain values."""

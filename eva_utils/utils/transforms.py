@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_whole
 from .cutout import Cutout
 from .names import unknown_name
 from .per_image import PerImage
@@ -99,7 +100,8 @@ def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor (C, 1, 1), made once: to copy it to a device for each batch would wait for the device."""
-    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+    with torch.inference_mode(False):  # or the one that is kept could never take part in a gradient
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 class RandomCrop(nn.Module):
@@ -112,9 +114,10 @@ class RandomCrop(nn.Module):
 
     def __init__(self, size: int | None = None, padding: int = 4) -> None:
         super().__init__()
-        if not isinstance(padding, int) or padding < 0:
-            raise ValueError(f"padding is a whole number of pixels from 0 up, not {padding!r}")
-        self.size, self.padding = size, padding
+        check_whole("padding", padding, 0)
+        if size is not None:
+            check_whole("size", size, 1)
+        self.size, self.padding = size, int(padding)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.size is not None and tuple(images.shape[-2:]) != (self.size, self.size):

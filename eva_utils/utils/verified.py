@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,34 +53,44 @@ def save_verified(path: Path, value: object) -> None:
     Raises:
         TypeError: the value holds anything else, which `weights_only=True` would not load again.
     """
+    # A zip archive ends with the length of its comment, so far 0, and the comment.
+    content = _archive(path.name, _portable(value))[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
+    write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
+
+
+def check_savable(name: str, value: object) -> None:
+    """Raise TypeError if `save_verified` would; of the tensors only the kind is looked at, which takes no time."""
+    _archive(name, _portable(value, lambda tensor: tensor.new_empty(0)))
+
+
+def _archive(name: str, value: object) -> bytes:
+    """Return the value as torch saves it, if it can be loaded again."""
     buffer = io.BytesIO()
-    torch.save(_portable(value), buffer)
     try:
+        torch.save(value, buffer)
         torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
     except Exception as error:
         reason = re.search(r"Unsupported .*", str(error))
         raise TypeError(
-            f"{path.name} would hold more than tensors and plain values: {reason[0] if reason else error}"
+            f"{name} would hold more than tensors and plain values: {reason[0] if reason else error}"
         ) from error
-    # A zip archive ends with the length of its comment, so far 0, and the comment.
-    content = buffer.getvalue()[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
-    write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
+    return buffer.getvalue()
 
 
-def _portable(value: Any) -> Any:
+def _portable(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
     """Bring tensors to the CPU and turn numpy's numbers into Python's, in dicts, lists and tuples."""
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return of_tensor(value.detach()).cpu()
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (dict, OrderedDict):
-        return {key: _portable(part) for key, part in value.items()}
+        return {key: _portable(part, of_tensor) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_portable, value))
+        return type(value)(_portable(part, of_tensor) for part in value)
     return value
 
 
-def load_verified(path: Path) -> dict:
+def load_verified(path: Path) -> Any:
     """Load what `save_verified` saved, onto the CPU.
 
     Raises:

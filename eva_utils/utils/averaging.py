@@ -1,0 +1,40 @@
+"""Averaged weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .runtime import unwrap
+
+
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a model's weights and buffers over its steps, in `.module`.
+
+    It is torch's AveragedModel, the decay being min(decay, (1 + n) / (10 + n)) after n steps, so that the random
+    weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with `num_updates`).
+
+    Args:
+        model: is copied.
+        decay: from 0 to below 1; 0.999 averages over about the last 1,000 steps.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(unwrap(model), use_buffers=True)
+        self.decay = decay
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of a model; on a GPU without waiting for it, as torch's own way does."""
+        steps, model = int(self.n_averaged), unwrap(model)
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
+        averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        with torch.no_grad():
+            for part in ("parameters", "buffers"):
+                for ours, theirs in zip(getattr(self.module, part)(), getattr(model, part)(), strict=True):
+                    if steps and (ours.is_floating_point() or ours.is_complex()):
+                        averaged[0].append(ours.detach())
+                        averaged[1].append(theirs.detach().to(ours.device))
+                    else:
+                        ours.copy_(theirs)
+            if averaged[0]:
+                average(*averaged, self.n_averaged)
+            self.n_averaged += 1

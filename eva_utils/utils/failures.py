@@ -1,0 +1,71 @@
+"""Errors of a run, told by what caused them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .names import first_line
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this process, has no memory left."""
+    said = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in words for part in said)
+
+
+def is_misfit(error: Exception) -> bool:
+    """Whether a model's error may be its images' fault; lack of memory and a killed worker are not."""
+    return not is_lack_of_memory(error) and "worker" not in str(error)
+
+
+def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
+    """Say why a model may have failed on its first batch, whose images have this shape."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and len(shape) != 4:
+        return f"the model is a convnet and the images are {shape}; give it batches (N, C, H, W)"
+    if first is not None and first.in_channels == shape[3] != shape[1]:
+        return f"the images are {shape}, channels last; give (N, C, H, W), as images.permute(0, 3, 1, 2) makes of them"
+    if first is not None and first.in_channels != shape[1]:
+        return (
+            f"the model takes images of {first.in_channels} channels and these are {shape}; "
+            f"repeat or drop channels, or build its first layer for {shape[1]}"
+        )
+    return f"the model failed on its first batch, images {shape}: {first_line(error)}"
+
+
+@contextmanager
+def failure_explained(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Turn the error of a model that runs on its first images into one that says what does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_misfit(error):
+            raise
+        raise ValueError(explain_failure(model, tuple(images.shape), error)) from error
+
+
+def explain_end(error: BaseException, place: str, loader: Any) -> None:
+    """Put into an error's message where the run ended, and what to do, where its own does not say that.
+
+    Args:
+        error: is changed.
+        place: names the part of the run, as "epoch 3".
+        loader: the batches are of.
+    """
+    if isinstance(error, FloatingPointError):
+        error.args = (f"{place}: {error}",)
+    elif is_lack_of_memory(error):
+        size = getattr(loader, "batch_size", None)
+        advice = "this large; try smaller images"
+        if isinstance(size, int) and size > 1:
+            advice = f"of {size} images; try batch_size={size // 2}"
+        error.args = (f"{place}: out of memory with a batch {advice} ({first_line(error)})",)
+    elif "Expected more than 1 value per channel" in str(error):
+        error.args = (
+            f"{place}: batch normalization has a batch of one image, in maps of one pixel; choose another batch_size, "
+            "so that the last batch has more, or give a DataLoader drop_last=True",
+        )

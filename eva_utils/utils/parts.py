@@ -1,0 +1,56 @@
+"""What is asked of the parts of a run: its model, loss, loaders and scheduler."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+
+PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def loss_parameters(criterion: Any) -> list[nn.Parameter]:
+    """Return the parameters that a loss has of its own to train, as a temperature; most have none."""
+    return trainable_parameters(criterion) if isinstance(criterion, nn.Module) else []
+
+
+def option_of(criterion: Any, name: str, default: Any = None) -> Any:
+    """Return an option of a loss, which may be a class's or one that `functools.partial` gives a function."""
+    if isinstance(criterion, partial):
+        return criterion.keywords.get(name, default)
+    return getattr(criterion, name, default)
+
+
+def is_shuffled(loader: Any) -> bool | None:
+    """Whether a loader shuffles, by its `shuffle` if it is one of `load_data`, else by its sampler; None if unknown."""
+    if isinstance(getattr(loader, "shuffle", None), bool):
+        return loader.shuffle
+    # Given a batch_sampler, a DataLoader's own sampler is a stand-in and says nothing of the order.
+    batches = getattr(loader, "batch_sampler", None)
+    sampler: Sampler | None = getattr(loader if batches is None else batches, "sampler", None)
+    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        return True
+    return False if isinstance(sampler, SequentialSampler) else None
+
+
+def own_generators(loader: Any) -> list[torch.Generator]:
+    """Return the generators of its own that a DataLoader draws its order from."""
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    found = [getattr(part, "generator", None) for part in (loader, sampler, inner)]
+    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+
+
+def inner_schedulers(scheduler: Any) -> Iterator[LRScheduler]:
+    """Yield the schedulers that SequentialLR and ChainedScheduler hold."""
+    for inner in getattr(scheduler, "_schedulers", []):
+        yield inner
+        yield from inner_schedulers(inner)

@@ -1,0 +1,65 @@
+"""One forward pass: in the layout that the model can run in, and with the loss that it means."""
+
+import pytest
+import torch
+from conftest import random_batches
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from eva_utils import main as engine
+from eva_utils.utils.runtime import seed_everything
+
+
+def loaders():
+    return (
+        DataLoader(random_batches(22), batch_size=8, shuffle=True),
+        DataLoader(random_batches(13, seed=4), batch_size=8),
+    )
+
+
+class Views(nn.Module):
+    """Reshapes by view() what its convolution returns, as many a tutorial's network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 5, 3), nn.Linear(5 * 36, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).view(-1, 5 * 36))
+
+
+def test_a_network_that_views_its_maps_trains_in_half_precision_too():
+    model, plain = Views(), Views()
+    plain.load_state_dict(model.state_dict())
+    options = {"log": None, "device": "cpu", "precision": "bfloat16"}
+    engine.fit(model, *loaders(), epochs=2, seed=0, **options)
+    assert model.conv.weight.is_contiguous()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9)
+    seed_everything(0)
+    train_loader, test_loader = loaders()
+    for _ in range(2):
+        for images, labels in train_loader:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = plain(images)
+            nn.functional.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+        list(test_loader)  # draws as well
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-4)
+    assert engine.test(Views(), test_loader, device="cpu", precision="bfloat16").samples == 13
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_class_weights_make_a_mean_whatever_the_batches(loss):
+    torch.manual_seed(0)
+    images, labels = torch.randn(30, 3, 8, 8), torch.arange(30) * 4 // 30  # in the order of their classes
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.LogSoftmax(dim=1))
+    criterion = loss(weight=torch.tensor([10.0, 1.0, 0.5, 2.0]))
+    scores = []
+    for size in (30, 8, 1):
+        loader = DataLoader(TensorDataset(images, labels), batch_size=size)
+        scores.append(engine.test(model, loader, criterion=criterion, device="cpu", precision="float32"))
+    with torch.no_grad():
+        expected = criterion(model(images), labels).item()
+    assert [score.loss for score in scores] == pytest.approx([expected] * 3, rel=1e-5)
