@@ -2,6 +2,7 @@ import pickle
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -101,6 +102,20 @@ def test_limit_keeps_so_many_of_each_split():
     data = D.load_data("shapes", limit=30, validation=100)
     assert [len(loader.labels) for loader in (data.train, data.validation, data.test)] == [30, 30, 30]
     assert data.test.labels.bincount().tolist() == [3] * 10
+
+
+def test_numpys_numbers_and_paths_are_taken_as_pythons():
+    counts = {"batch_size": 8, "limit": 20, "validation": 10, "size": 16}
+    data = D.load_data(Path("shapes"), **{name: np.int64(count) for name, count in counts.items()})
+    images, labels = next(iter(data.train))
+    assert images.shape == (8, 3, 16, 16) and labels.shape == (8,)
+    assert type(data.train.describe()["batch_size"]) is int
+
+
+def test_loaders_know_their_classes_though_a_few_images_show_fewer():
+    with pytest.warns(UserWarning, match="classes have no training image"):
+        data = D.load_data("shapes", limit=1)
+    assert data.train.classes == data.test.classes == 10
 
 
 def test_size_resizes_a_folder(image_folder):

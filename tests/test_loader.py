@@ -83,3 +83,13 @@ def test_a_batch_takes_as_many_operations_however_many_images_it_has(recipe):
             next(iter(loader))
         counts.append(counted.count)
     assert counts[1] == counts[2]
+
+
+def test_images_in_another_layout_are_the_same_and_labels_must_be_as_many():
+    images, labels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6)
+    transform = train_transform("none", (0.5,) * 3, (0.2,) * 3)
+    last = images.to(memory_format=torch.channels_last)
+    plain, other = Loader(images, labels, transform), Loader(last, labels, transform)
+    assert other.fingerprint == plain.fingerprint and torch.equal(next(iter(other))[0], next(iter(plain))[0])
+    with pytest.raises(ValueError, match="there are 6 images and 5 labels; give one label an image"):
+        Loader(images, labels[:5], transform)

@@ -92,3 +92,12 @@ def test_arrays_that_are_no_image_of_three_channels_are_named():
         PerImage(returning(lambda image: image[..., 0]))(IMAGES)
     with pytest.raises(ValueError, match=r"the pipeline made \(1, 32, 32\) of \(3, 32, 32\); keep three channels"):
         PerImage(returning(lambda image: image[..., :1]))(IMAGES)
+
+
+def test_a_pipelines_description_is_the_same_in_every_process():
+    albumentations = pytest.importorskip("albumentations")
+    pipelines = [
+        albumentations.Compose([albumentations.Lambda(name="same", image=lambda image, **_: image)]) for _ in range(2)
+    ]
+    first, second = (repr(PerImage(pipeline)) for pipeline in pipelines)
+    assert first == second and "0x" not in first

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -179,3 +180,18 @@ def test_recipes_are_in_the_stated_order():
 def test_misuse_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_first_normalized_in_inference_mode_is_differentiable_later():
+    mean, std = (0.125, 0.25, 0.375), (0.5, 0.25, 0.125)  # of no other test: the columns are kept
+    with torch.inference_mode():
+        T.normalize(torch.zeros(3, 4, 4), mean, std)
+    images = torch.zeros(3, 4, 4, requires_grad=True)
+    T.normalize(images, mean, std).sum().backward()
+    torch.testing.assert_close(images.grad, (1 / torch.tensor(std))[:, None, None].expand(3, 4, 4))
+
+
+def test_numpys_whole_numbers_are_sizes_too():
+    images = torch.rand(4, 3, 8, 8)
+    for module in (T.RandomCrop(np.int64(8), padding=np.int64(2)), Cutout(np.int64(4))):
+        assert module(images).shape == images.shape
