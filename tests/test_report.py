@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from torch import nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LinearLR, SequentialLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from eva_utils import main as engine
@@ -389,6 +390,12 @@ def test_a_figure_of_ones_own_or_edited_is_never_written_over(run, data):
     refused(folder, model, data, r"curves\.png was edited or written by hand")
 
 
+def test_a_file_where_the_figures_go_is_named(run, data):
+    folder, model, _ = run
+    (folder / "figures").write_text("mine")
+    refused(folder, model, data, r"figures is a file, where the report's figures go; rename it")
+
+
 def test_a_record_of_ones_own_is_never_written_over(run, data):
     folder, model, _ = run
     (folder / "report.pt").write_bytes(b"mine")
@@ -462,16 +469,63 @@ def test_a_model_without_a_map_has_a_report_without_gradcam(tmp_path, data):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
     engine.fit(model, data.train, data.test, epochs=1, **fit)
-    report = write_report(tmp_path / "run", model, data, Brief("t", "o", misclassified=20, least_map=5))
+    with pytest.warns(UserWarning, match="the report is without Grad-CAM: no convolution gives .*; choose layers="):
+        report = write_report(tmp_path / "run", model, data, Brief("t", "o", misclassified=20, least_map=5))
     text = report.path.read_text(encoding="utf-8")
-    assert text.count("There is none: no convolution gives a map of at least 5x5; choose layers= by name.") == 2
+    assert text.count("There is none: no convolution gives a map of at least 5x5.") == 2
     assert [finding.verdict for finding in report.audit.findings] == ["not checked", "not checked"]
+
+
+def tokens_as_map(output):
+    return output[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+def test_a_transformer_of_ones_own_is_explained_by_the_layer_and_reshape_given(tmp_path, data):
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=10)
+    nn.init.normal_(model.heads.head.weight)  # as it comes it is 0, and so would be every map
+    fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, data.train, data.test, epochs=1, **fit)
+    explain = {"layers": "encoder.layers.encoder_layer_1.ln_1", "reshape": tokens_as_map}
+    record = write_report(tmp_path / "run", model, data, **explain).record
+    assert record["maps"] == {explain["layers"]: [4, 4]}
+    wrong = predict(load_weights(model, tmp_path / "run"), data.test).wrong(20)
+    maps = GradCAM(model, **explain)(torch.stack([record.image for record in wrong]), [r.predicted for r in wrong])
+    shown = record["galleries"]["misclassified"]["maps"]
+    torch.testing.assert_close(shown[explain["layers"]], maps[explain["layers"]], rtol=0, atol=1e-4)
+    assert maps[explain["layers"]].any()
+    with pytest.raises(ValueError, match=r"'heads' gives .* and not a map"):
+        write_report(tmp_path / "run", model, data, layers=["heads"])
+    with pytest.raises(ValueError, match="unknown layer 'layer9'"):
+        write_report(tmp_path / "none", model, data, layers=["layer9"])
+
+
+def test_of_ones_own_loaders_is_said_what_is_known(tmp_path, own_data, undrawn):
+    model = Sign()
+    fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
+    engine.fit(model, own_data.train, own_data.test, **fit)
+    text = write_report(tmp_path / "run", model, own_data).path.read_text(encoding="utf-8")
+    assert "| data | images: 12 train, 12 test |" in text and "fingerprint" not in text
+    assert "chosen on the test images themselves, so its accuracy is a little optimistic" in text
+
+
+def test_schedules_in_a_schedule_are_named(tmp_path, data, undrawn):
+    model = TinyNet(10)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    parts = [LinearLR(optimizer, 0.5, total_iters=1), StepLR(optimizer, 2)]
+    options = {"optimizer": optimizer, "scheduler": SequentialLR(optimizer, parts, [1])}
+    engine.fit(model, data.train, data.test, epochs=1, checkpoint=tmp_path / "run", log=None, **options)
+    text = write_report(tmp_path / "run", model, data).path.read_text(encoding="utf-8")
+    (line,) = [html.unescape(line) for line in text.splitlines() if line.startswith("| learning rate schedule")]
+    assert line.startswith("| learning rate schedule | SequentialLR(milestones=[1]) of LinearLR(start_factor=0.5, ")
+    assert ", StepLR(step_size=2, gamma=0.1" in line
 
 
 def test_more_outputs_than_classes_are_refused(tmp_path, data):
     model = TinyNet(15)
     fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
-    with pytest.warns(UserWarning, match="the model has 15 outputs and the labels 10 classes"):
+    with pytest.warns(UserWarning, match="the model has 15 outputs and the data 10 classes"):
         engine.fit(model, data.train, data.test, epochs=1, **fit)
     refused(tmp_path / "run", model, data, "the model has 15 outputs and the data 10 classes")
 

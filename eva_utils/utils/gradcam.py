@@ -256,7 +256,7 @@ def _scale(maps: Tensor) -> Tensor:
 
 
 def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:
-    """Lay a map over an image in the colours of viridis, dark blue (0) to yellow (1).
+    """Lay a map over an image in the colours of viridis, dark violet (0) to yellow (1).
 
     Args:
         image: (3, H, W) in [0, 1], denormalized.

@@ -20,6 +20,8 @@ def check_own(folder: Path) -> None:
     Raises:
         ValueError: there is such a file.
     """
+    if (folder / "figures").exists() and not (folder / "figures").is_dir():
+        raise ValueError(f"{folder / 'figures'} is a file, where the report's figures go; rename it")
     for path in (folder / "README.md", *(folder / "figures" / f"{name}.png" for name in FIGURES)):
         if path.exists() and not is_sealed(path):
             raise ValueError(f"{path} was edited or written by hand; rename it, and the report is written beside it")
@@ -35,9 +37,9 @@ def render(record: dict) -> dict[str, bytes]:
 
 def write_page(folder: Path, pages: dict[str, bytes]) -> Path:
     """Write what `render` returned, the README last, and return its path; figures of an earlier report go."""
-    figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    for old in (*figures.glob(".*.tmp"), *(figures / f"{name}.png" for name in FIGURES)):
+    pictures = folder / "figures"
+    pictures.mkdir(exist_ok=True)
+    for old in (*pictures.glob(".*.tmp"), *(pictures / f"{name}.png" for name in FIGURES)):
         if f"figures/{old.name}" not in pages:
             old.unlink(missing_ok=True)
     for name, content in pages.items():
@@ -47,7 +49,7 @@ def write_page(folder: Path, pages: dict[str, bytes]) -> Path:
 
 def _figures(record: dict) -> dict[str, Any]:
     data = SimpleNamespace(**record["data"])
-    figures = {
+    drawn = {
         "curves": plotting.plot_history(History(record["rows"]), record["results"]["split"]),
         "confusion": plotting.plot_confusion(sections.predictions_of(record), data),
     }
@@ -56,11 +58,11 @@ def _figures(record: dict) -> dict[str, Any]:
         if gallery["records"]:
             said = [Record(**fields) for fields in gallery["records"]]
             records = Records(said, kind, gallery["asked"], gallery["total"])
-            figures[name] = plotting.plot_images(records, data)
+            drawn[name] = plotting.plot_images(records, data)
             if gallery["maps"]:
                 maps = gallery["maps"], gallery["true_maps"], record["maps"]
-                figures[f"{name}_gradcam"] = plotting.draw_gradcam(records, data, *maps)
-    return figures
+                drawn[f"{name}_gradcam"] = plotting.draw_gradcam(records, data, *maps)
+    return drawn
 
 
 def _text(record: dict) -> str:

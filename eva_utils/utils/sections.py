@@ -30,7 +30,7 @@ def parameters(record: dict) -> str:
     warmup = settings.get("warmup", 0)
     counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
     rows: list[tuple[str, object]] = [
-        ("data", f"{data['source'] or 'images'}: {counts}"),
+        ("data", ": ".join(filter(None, [data["source"] or "images", counts]))),
         ("classes", ", ".join(data["classes"])),
         (
             "training transforms",
@@ -115,10 +115,11 @@ def results(record: dict) -> str:
         )
         for which in ("best", "last")
     ]
+    as_asked = "as the assignments measure it, " if record["audit"] else ""
     if found["split"] == "test":
         chosen = (
-            "The best epoch was chosen on the test images themselves, as the assignments measure it, so its accuracy "
-            "is a little optimistic."
+            f"The best epoch was chosen on the test images themselves, {as_asked}so "
+            "its accuracy is a little optimistic."
         )
     else:
         chosen = (
@@ -183,7 +184,7 @@ def gradcam(record: dict, kind: str, name: str) -> str:
     if not record["layers_were_named"]:
         shown += f" The layer is the deepest whose map has at least {LEAST_SIDE}x{LEAST_SIDE} pixels."
     return (
-        f"The same images in the same order. {shown} Dark blue is 0, yellow 1. Maps before they are enlarged: "
+        f"The same images in the same order. {shown} Dark violet is 0, yellow 1. Maps before they are enlarged: "
         f"{escape(sizes)}.\n\n![Grad-CAM of the {kind} images](figures/{name}_gradcam.png)"
     )
 
@@ -225,14 +226,15 @@ def made(record: dict) -> str:
     duration = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
     epochs = plural(len(seconds), "epoch")
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    prints = ", ".join(f"{part} {settings[f'{part}_loader'].get('fingerprint')}" for part in ("train", "test"))
+    found = {part: settings[f"{part}_loader"].get("fingerprint") for part in ("train", "test")}
+    prints = ", ".join(f"{part} {print_}" for part, print_ in found.items() if print_)
     places = [("trained on", settings)]
     places += [(f"after epoch {place['after']} on", place) for place in settings.get("continued", [])]
     rows = [
         *((when, _machine(place)) for when, place in places),
         ("time", f"{duration} for {epochs}, tests included; median epoch {median(seconds):.1f} s"),
         ("report made with", packages),
-        ("fingerprint of the data", prints),
+        *([("fingerprint of the data", prints)] if prints else []),
     ]
     commands = (record["command"] or "").strip()
     how = "By a call of `fit`, in a notebook or a script."
