@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from eva_utils.utils import data as D
+from eva_utils.utils.splits import stratified
 from eva_utils.utils.transforms import denormalize
 
 
@@ -92,10 +93,10 @@ def test_a_held_out_split_is_stratified_seeded_and_disjoint():
 
 def test_stratified_keeps_proportions():
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
-    chosen = D._stratified(labels, 20, seed=3)
+    chosen = stratified(labels, 20, seed=3)
     assert labels[chosen].bincount().tolist() == [12, 6, 2]
     assert chosen.tolist() == sorted(set(chosen.tolist()))
-    assert not torch.equal(chosen, D._stratified(labels, 20, seed=4))
+    assert not torch.equal(chosen, stratified(labels, 20, seed=4))
 
 
 def test_limit_keeps_so_many_of_each_split():

@@ -15,6 +15,7 @@ from .images import ImageFiles
 from .loader import Loader, take_fingerprint
 from .runtime import memory_bytes, pick_device
 from .sources import Split, describe_source, read_source
+from .splits import hold_out, pick, split_anew, stratified
 from .transforms import Compose, test_transform, train_transform
 
 # Of the 50,000 training images, for pixels in [0, 1].
@@ -113,15 +114,15 @@ def load_data(
     train, test, classes = read_source(source, Path(root), size)
     described = describe_source(source, train[0]) + _describe_changes(size, test_share)
     if test_share is not None:
-        train, test = _split_anew(train, test, test_share, seed)
+        train, test = split_anew(train, test, test_share, seed)
     elif not len(test[1]):
         raise ValueError(
             f"{source} holds its classes without train/ and test/; give test_share=0.2 to set a fifth of each aside "
             "for testing"
         )
-    splits = [*_hold_out(train, validation, seed), test]
+    splits = [*hold_out(train, validation, seed), test]
     if limit is not None:
-        splits = [_pick(split, _stratified(split[1], limit, seed)) for split in splits]
+        splits = [pick(split, stratified(split[1], limit, seed)) for split in splits]
     _warn_of_absent_classes(splits[0][1], splits[2][1], classes)
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
     fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
@@ -171,31 +172,6 @@ def _describe_changes(size: int | None, test_share: float | None) -> str:
     return resized + (f", split anew with {100 * test_share:.3g}% for testing" if test_share is not None else "")
 
 
-def _split_anew(train: Split, test: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Put two splits together and return the rest and a share of the whole."""
-    labels = torch.cat([train[1], test[1]])
-    if isinstance(train[0], ImageFiles) and isinstance(test[0], ImageFiles):
-        images: Tensor | ImageFiles = ImageFiles(train[0].paths + test[0].paths, train[0].size)
-    else:
-        images = torch.cat([train[0], test[0]])  # type: ignore[list-item]
-    chosen = _stratified(labels, max(1, min(round(share * len(labels)), len(labels) - 1)), seed)
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[chosen] = False
-    return _pick((images, labels), rest.nonzero().flatten()), _pick((images, labels), chosen)
-
-
-def _hold_out(train: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Return the training images without so many of them, and these."""
-    if count >= len(train[1]):
-        raise ValueError(
-            f"validation={count} would hold out all of the {len(train[1])} training images; hold out fewer"
-        )
-    held = _stratified(train[1], count, seed)
-    kept = torch.ones(len(train[1]), dtype=torch.bool)
-    kept[held] = False
-    return _pick(train, kept.nonzero().flatten()), _pick(train, held)
-
-
 def _warn_of_absent_classes(trained: Tensor, tested: Tensor, classes: list[str]) -> None:
     """Warn of classes of which the labels trained on, or those tested on, have none."""
     causes = {"training": "validation= or test_share= too large", "test": "test_share= too small"}
@@ -208,23 +184,6 @@ def _warn_of_absent_classes(trained: Tensor, tested: Tensor, classes: list[str])
                 f"there, limit= is too small, or {cause}",
                 stacklevel=3,
             )
-
-
-def _stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose `count` positions, each class in its share, by the seed; ascending."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    place = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return place.argsort(stable=True)[:count].sort().values
-
-
-def _pick(split: Split, positions: Tensor) -> Split:
-    images, labels = split
-    if len(positions) == len(labels):
-        return split
-    return images.pick(positions) if isinstance(images, ImageFiles) else images[positions], labels[positions]
 
 
 def _uint8_bytes(parts: list[Tensor | ImageFiles], size: int | None) -> int:
