@@ -9,7 +9,7 @@ from torch import nn
 
 from .checks import check_whole
 from .names import unknown_name
-from .rules import NORMALIZATIONS
+from .norm_rules import NORMALIZATIONS
 
 
 @dataclass(frozen=True)

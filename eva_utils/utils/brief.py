@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from . import rules
+from . import norm_rules, rules
 from .assignments import Brief, find_brief
 from .history import History
 from .rules import Finding, equal
@@ -98,7 +98,7 @@ def _findings(
     if brief.depth is not None:
         findings.append(rules.depth(brief.depth, model))
     if brief.norm is not None:
-        findings.append(rules.normalization(brief.norm, model, next(iter(data.test))[0]))
+        findings.append(norm_rules.normalization(brief.norm, model, next(iter(data.test))[0]))
     if brief.transforms is not None:
         findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
     if brief.correct is not None:

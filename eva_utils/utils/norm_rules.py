@@ -1,0 +1,78 @@
+"""The rule of a single kind of normalization: which are in a model, and which run in it."""
+
+import copy
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .rules import Finding, judged
+from .runtime import unwrap
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
+)  # fmt: skip
+_ALLOWED = {
+    "LayerNorm": {"layer_norm", "group_norm of one group"},
+    "GroupNorm": {"group_norm", "group_norm of one group"},
+    "BatchNorm": {"batch_norm"},
+}
+NORMALIZATIONS = tuple(_ALLOWED)
+
+
+class _NormCalls(TorchDispatchMode):
+    """Counts the normalizations that run, in modules or not, by kind and whether they are of the model's weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        made = (parameter for parameter in model.parameters() if not nn.parameter.is_lazy(parameter))
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in made}
+        self.calls: Counter[tuple[str, bool]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
+        if kind and "backward" not in func.__name__:
+            # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
+            one_group = kind[0] == "group_norm" and len(args) > 6 and args[6] == 1
+            of_weights = args[0].untyped_storage().data_ptr() in self.weights
+            self.calls[f"{kind[0]} of one group" if one_group else kind[0], of_weights] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
+    """Look at every normalization module, and at every normalization that runs in training and in evaluation."""
+    allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
+    images = images[:1].expand(2, *images.shape[1:]).to(next(trial.parameters()).device)  # batch norm needs two
+    calls: Counter[tuple[str, bool]] = Counter()
+    for training in (True, False):
+        with torch.no_grad(), _NormCalls(trial) as counted:
+            trial.train(training)(images)
+        calls |= counted.calls
+    norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
+    others = [name for name, module in norms if not _is_norm(required, module)]
+    ran = [f"{count} {kind}{' of weights' if of_weights else ''}" for (kind, of_weights), count in calls.items()]
+    found = ", ".join(f"{count} {kind}" for kind, count in norm_kinds(trial).items()) or "no normalization module"
+    found += f" (a forward pass: {', '.join(ran) or 'no normalization runs'})"
+    if others:
+        found += f"; not {required}: {', '.join(others[:4])}{' …' if len(others) > 4 else ''}"
+    of_activations = {kind for kind, of_weights in calls if not of_weights}  # standardized weights are allowed
+    passed = not others and bool(of_activations) and of_activations <= allowed
+    return judged("normalization", f"{required} only, shortcuts included", found, passed)
+
+
+def norm_kinds(model: nn.Module) -> Counter[str]:
+    """Count the normalization modules of a model by their class, a GroupNorm of one group apart."""
+    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+    one_group = [isinstance(module, nn.GroupNorm) and module.num_groups == 1 for module in norms]
+    named = (type(module).__name__ for module in norms)
+    return Counter(f"{name} of one group" if one else name for name, one in zip(named, one_group, strict=True))
+
+
+def _is_norm(required: str, module: nn.Module) -> bool:
+    if required == "LayerNorm":
+        return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+    kind = nn.GroupNorm if required == "GroupNorm" else nn.modules.batchnorm._BatchNorm
+    return isinstance(module, kind)
