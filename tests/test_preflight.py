@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from eva_utils.models import create_model
+from eva_utils.utils.augmentation import augmentation_checks
 from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
-from eva_utils.utils.preflight import augmentation_checks, preflight
+from eva_utils.utils.preflight import preflight
 from eva_utils.utils.runtime import rng_state
 from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .augmentation import augmentation_checks
 from .names import plural
 from .notebook import cells_of, cells_run_here, definitions
 from .predictions import HITS
-from .preflight import augmentation_checks
 
 PASS, FAIL, UNCHECKED = "pass", "FAIL", "not checked"
 
