@@ -55,8 +55,8 @@ def options(optimizer: dict) -> str:
 
 def smoothing(criterion: dict) -> str:
     """Return a loss's label smoothing in parentheses, or nothing."""
-    smoothing = criterion.get("label_smoothing")
-    return f"(label_smoothing={smoothing})" if smoothing else ""
+    value = criterion.get("label_smoothing")
+    return f"(label_smoothing={value})" if value else ""
 
 
 def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
@@ -107,9 +107,9 @@ def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
     scheduler, warmup = settings["scheduler"], settings.get("warmup", 0)
     start = settings["optimizer"]["group 0"]["lr"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=start)
-    options = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
+    kept = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, min_lr=scheduler["min_lrs"][0], **{name: scheduler[name] for name in options}
+        optimizer, min_lr=scheduler["min_lrs"][0], **{name: scheduler[name] for name in kept}
     )
     rates = []
     for row in rows:
