@@ -13,7 +13,7 @@ from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d
 from eva_utils.utils import rules
-from eva_utils.utils.assignments import BRIEFS, Brief, find_brief
+from eva_utils.utils.assignments import BRIEFS, Brief, adapt, find_brief
 from eva_utils.utils.brief import Audit, audit
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
@@ -538,3 +538,10 @@ def test_briefs_set_options_the_command_line_has(name):
     source = (ROOT / "main.py").read_text(encoding="utf-8")
     for option in BRIEFS[name].options:
         assert f'"--{option.replace("_", "-")}"' in source
+
+
+def test_another_network_keeps_the_options_of_a_brief_that_fit_it():
+    options = BRIEFS["eva8_s7"].options
+    kept = {**options, "warmup": 0}
+    assert adapt(options, {**options, "model": "resnet34"}) == kept
+    assert adapt(options, {**options, "model": "vit"}) == {**kept, "standardize": False, "norm": "layer"}

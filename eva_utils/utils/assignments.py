@@ -220,8 +220,6 @@ def adapt(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         given: what the command line has, the brief's options included.
     """
     adapted = dict(options)
-    if given["model"] != options["model"]:
-        adapted["last_stride"] = None
     if given["model"] in ("davidnet", "vit"):  # which standardize no weights
         adapted["standardize"] = False
     if given["model"] == "vit":  # which has LayerNorm only
