@@ -1,4 +1,5 @@
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from eva_utils.utils.brief import Audit, audit
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
 from eva_utils.utils.history import History, describe_run
+from eva_utils.utils.notebook import definitions
 from eva_utils.utils.predictions import Record, Records
 from eva_utils.utils.rules import Finding
 from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, RandomRotate
@@ -434,6 +436,45 @@ def test_definitions_in_a_notebook_are_named(data, tmp_path):
     cells = ["if True:\n    def sneaky(): pass", "class Net: pass", "%%capture\ndef quiet(): pass", "f = lambda x: x"]
     finding = plain(data, notebook(tmp_path, *cells))
     assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines sneaky, Net, quiet, lambda")
+
+
+CELLS = {
+    "\n%%time\nclass Net: pass": ["Net"],
+    "%%time\n \n%%capture out\ndef f(): pass": ["f"],
+    "%%timeit -n 3 f = lambda: 1\nf()": ["lambda"],
+    "%time f = lambda: 1": ["lambda"],
+    "if True:\n    took = %timeit -o -r 3 (lambda: 1)()": ["lambda"],
+    "out = !ls \\\n -l\ndef f(): return 1": ["f"],
+    "for x in y:\n    !ls\neva.fit??\ndef f(): pass": ["f"],
+    "f = lambda: 1  # why?": ["lambda"],
+    "x = (17\n% 5)\ndef f(): pass": ["f"],
+    "%%python\nclass Net: pass": ["Net"],
+    "%%writefile net.py\nclass Net: pass": [],
+    "%%time\n%%HTML\n<b>def</b>": [],
+    "%%script bash\nif": [],
+    "%time history = fit(model,\n  data)": [],
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("installed", [True, False])
+def test_definitions_are_found_among_magics_with_and_without_ipython(cell, installed, monkeypatch):
+    if installed:
+        pytest.importorskip("IPython")
+    else:
+        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
+    assert definitions(cell) == CELLS[cell]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_cell_that_cannot_be_read_is_not_clean(data, tmp_path, installed, monkeypatch):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
+    finding = plain(data, notebook(tmp_path, "import torch", "pip install y\nx = 1"))
+    assert finding.verdict == "not checked"
+    assert finding.found == "a.ipynb: code cell 2 is no Python; it begins 'pip install y'"
+    finding = plain(data, notebook(tmp_path, "pip install y", "def f(): pass"))
+    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines f")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"cells": [{}]}'])

@@ -210,6 +210,14 @@ def plain_notebook(notebook: str | Path | None) -> Finding:
     )
     if cells is None:
         return Finding(rule, asked, "the run was not made in a notebook, and none was given", UNCHECKED)
-    defined = [name for cell in cells for name in definitions(cell)]
+    defined: list[str] = []
+    unread = ""
+    for number, cell in enumerate(cells, start=1):
+        try:
+            defined += definitions(cell)
+        except SyntaxError:
+            unread = unread or f"code cell {number} is no Python; it begins {cell.strip().splitlines()[0]!r}"
+    if unread and not defined:
+        return Finding(rule, asked, f"{where}: {unread}", UNCHECKED)
     found = f"defines {', '.join(defined)}" if defined else f"{len(cells)} code cells, none defines any"
     return judged(rule, asked, f"{where}: {found}", not defined)
