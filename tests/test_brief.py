@@ -94,6 +94,14 @@ def test_a_one_cycle_peaks_where_it_should_and_is_not_annihilated(rates, verdict
     assert (finding.rule, finding.verdict, finding.found) == ("one cycle", verdict, found)
 
 
+def test_epochs_after_an_earlier_run_are_too_many(data):
+    history = record(data, small())
+    assert check(history, small(), data, epochs=12).verdict == "pass"
+    history.settings["trained_before"] = True
+    finding = check(history, small(), data, epochs=12)
+    assert (finding.verdict, finding.found) == ("FAIL", "12, after those of an earlier run")
+
+
 def test_another_network_and_another_split_are_found(data):
     finding = only(audit(Brief("title", "objective", model="ViT"), record(data, small()), small(), data))
     assert (finding.rule, finding.found, finding.verdict) == ("network", "Sequential", "FAIL")

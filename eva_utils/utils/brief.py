@@ -85,7 +85,10 @@ def _findings(
     findings = [
         *equal("classes", brief.classes, tuple(data.classes)),
         *equal("training and test images", brief.images, None if None in counts else counts),
-        *equal("epochs", brief.epochs, len(rows)),
+    ]
+    if brief.epochs is not None:
+        findings.append(rules.epochs(brief.epochs, settings, rows))
+    findings += [
         *equal("batch size", brief.batch_size, trained.get("batch_size")),
         *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
         *equal("loss", brief.criterion, loss, rules.smoothing(criterion)),

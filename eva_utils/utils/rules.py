@@ -59,6 +59,13 @@ def smoothing(criterion: dict) -> str:
     return f"(label_smoothing={value})" if value else ""
 
 
+def epochs(required: int, settings: dict, rows: list[dict]) -> Finding:
+    """Count the epochs, which are to be all that the weights had."""
+    before = settings.get("trained_before", False)
+    found = f"{len(rows)}{', after those of an earlier run' if before else ''}"
+    return judged("epochs", str(required), found, len(rows) == required and not before)
+
+
 def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
     """Compare the schedule's class; ReduceLROnPlateau is replayed as well and must give every recorded rate."""
     rule, found = "learning rate", settings["scheduler"]["class"]
