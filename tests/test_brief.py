@@ -102,6 +102,26 @@ def test_epochs_after_an_earlier_run_are_too_many(data):
     assert (finding.verdict, finding.found) == ("FAIL", "12, after those of an earlier run")
 
 
+@pytest.mark.parametrize(("required", "verdict"), [(53, "pass"), (53.01, "FAIL")])
+def test_the_best_epoch_must_reach_the_accuracy(data, required, verdict):
+    finding = check(record(data, small()), small(), data, accuracy=required)
+    assert (finding.verdict, finding.found) == (verdict, "53.00% at epoch 3")
+
+
+@pytest.mark.parametrize(("brief", "required"), [("speedrun", "at least 89.17%"), ("eva6_s9", "at least 90%")])
+def test_a_run_that_misses_the_assignments_accuracy_fails(data, brief, required):
+    model = small()
+    (finding,) = [each for each in audit(brief, record(data, model), model, data).findings if "accuracy" in each.rule]
+    assert (finding.required, finding.verdict) == (required, "FAIL")
+
+
+def test_an_accuracy_of_other_images_is_not_checked(data):
+    model = small()
+    own = SimpleNamespace(train=data.train, test=data.train, classes=data.classes)
+    finding = check(record(data, model), model, own, accuracy=53)
+    assert (finding.verdict, finding.found) == ("not checked", "53.00% at epoch 3, of other images than data.test")
+
+
 def test_another_network_and_another_split_are_found(data):
     finding = only(audit(Brief("title", "objective", model="ViT"), record(data, small()), small(), data))
     assert (finding.rule, finding.found, finding.verdict) == ("network", "Sequential", "FAIL")
@@ -528,6 +548,7 @@ def test_a_misspelt_brief_is_told_the_nearest():
     ("wrong", "message"),
     [
         ({"transforms": "Cutout(16)"}, r"transforms of a brief is a tuple, as \('Cutout\(16\)',\), not a text"),
+        ({"accuracy": 0.9}, "accuracy in percent is a number from 1 and below 100, not 0.9"),
         ({"epochs": "2"}, "epochs is a whole number from 1 up, not '2'"),
         ({"optimizer": "sgd"}, "optimizer 'sgd' of a brief: torch's class is called 'SGD'"),
         ({"scheduler": "OneCycle"}, "scheduler 'OneCycle' of a brief: torch's class is called 'OneCycleLR'"),

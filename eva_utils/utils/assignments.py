@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checks import check_whole
+from .checks import check_real, check_whole
 from .names import unknown_name
 from .norm_rules import NORMALIZATIONS
 
@@ -22,6 +22,7 @@ class Brief:
         classes: of the data, in order.
         images: numbers of training and of test images.
         epochs, batch_size: exact numbers.
+        accuracy: the least test accuracy of the best epoch, in percent.
         optimizer, criterion: class names, as "SGD".
         scheduler: class name; "ReduceLROnPlateau" must have made every change of the rate after the warmup.
         peak_epoch: of a one-cycle schedule, the epoch that ends at its highest rate; annihilation is then forbidden.
@@ -43,6 +44,7 @@ class Brief:
     images: tuple[int, int] | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    accuracy: float | None = None
     optimizer: str | None = None
     criterion: str | None = None
     scheduler: str | None = None
@@ -69,6 +71,8 @@ class Brief:
         for name in ("epochs", "batch_size", "peak_epoch", "depth", "misclassified", "correct", "least_map"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
+        if self.accuracy is not None:
+            check_real("accuracy in percent", self.accuracy, 1, 100)
         for name, (place, kind) in _CLASSES.items():
             value = getattr(self, name)
             known = [found for found, part in vars(place).items() if isinstance(part, type) and issubclass(part, kind)]
@@ -155,6 +159,7 @@ BRIEFS = {
         images=(50_000, 10_000),
         epochs=24,
         batch_size=512,
+        accuracy=90,
         criterion="CrossEntropyLoss",
         scheduler="OneCycleLR",
         peak_epoch=5,
@@ -191,6 +196,7 @@ BRIEFS = {
         },
         classes=CIFAR10,
         images=(50_000, 10_000),
+        accuracy=89.17,
         norm="LayerNorm",
         misclassified=20,
     ),

@@ -93,6 +93,8 @@ def _findings(
         *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
         *equal("loss", brief.criterion, loss, rules.smoothing(criterion)),
     ]
+    if brief.accuracy is not None:
+        findings.append(rules.accuracy(brief.accuracy, history.best, _are_tested(data.test, settings["test_loader"])))
     if brief.scheduler is not None:
         findings.append(rules.learning_rate(brief.scheduler, settings, rows))
     if brief.peak_epoch is not None:
@@ -116,6 +118,12 @@ def _findings(
     if brief.plain_notebook:
         findings.append(rules.plain_notebook(notebook))
     return findings
+
+
+def _are_tested(loader: Any, recorded: dict) -> bool:
+    """Whether a loader's images may be those of the record's tests, by fingerprint, if it has one, and number."""
+    same = recorded.get("fingerprint") == getattr(loader, "fingerprint", None)
+    return same and recorded.get("images") in (None, count_images(loader))
 
 
 def count_images(loader: Any) -> int | None:

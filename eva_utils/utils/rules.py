@@ -66,6 +66,15 @@ def epochs(required: int, settings: dict, rows: list[dict]) -> Finding:
     return judged("epochs", str(required), found, len(rows) == required and not before)
 
 
+def accuracy(required: float, best: dict, of_these: bool) -> Finding:
+    """Compare the best epoch's recorded accuracy with the least one allowed, if it is of the test images."""
+    rule, asked = "test accuracy", f"at least {required:g}%"
+    found = f"{best['test_accuracy']:.2f}% at epoch {best['epoch']}"
+    if not of_these:
+        return Finding(rule, asked, f"{found}, of other images than data.test", UNCHECKED)
+    return judged(rule, asked, found, best["test_accuracy"] >= required)
+
+
 def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
     """Compare the schedule's class; ReduceLROnPlateau is replayed as well and must give every recorded rate."""
     rule, found = "learning rate", settings["scheduler"]["class"]
