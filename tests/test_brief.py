@@ -382,6 +382,7 @@ def records(*indices, total=100, predicted=1):
     [
         (records(*range(20)), records(*range(20)), "pass", "20; Grad-CAM of the same indices"),
         (records(*range(20)), records(*range(1, 21)), "FAIL", "20; Grad-CAM of other indices"),
+        (records(*range(20)), [], "FAIL", "20 shown, Grad-CAM explains none"),
         (records(*range(20)), list(range(20)), "pass", "20; Grad-CAM of the same indices"),
         (records(1, 2, total=2), records(1, 2), "pass", "2, all there are; Grad-CAM of the same indices"),
         (records(1, 2), records(1, 2), "FAIL", "2; Grad-CAM of the same indices"),
@@ -396,6 +397,16 @@ def test_galleries(data, shown, explained, verdict, found):
     given = {"shown": {"misclassified": shown}, "explained": {"misclassified": explained}}
     finding = only(audit(rules, record(data, small()), small(), data, **given))
     assert (finding.verdict, finding.found) == (verdict, found)
+
+
+def test_images_without_gradcam_are_still_said_to_be_shown(data):
+    rules = Brief("title", "objective", misclassified=20, layers=("layer4",))
+    history, model, shown = record(data, small()), small(), {"misclassified": records(*range(20))}
+    found = audit(rules, history, model, data, shown=shown)
+    assert (found.findings[0].verdict, found.findings[0].found) == ("not checked", "20 shown, no Grad-CAM was given")
+    found = audit(rules, history, model, data, shown=shown, explained={}, maps={})
+    assert [finding.found for finding in found.findings] == ["20 shown, Grad-CAM explains none", "none"]
+    assert [finding.verdict for finding in found.findings] == ["FAIL", "FAIL"]
 
 
 def test_what_no_evidence_was_given_for_is_not_checked(data):

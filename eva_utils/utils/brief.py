@@ -111,7 +111,7 @@ def _findings(
     if brief.misclassified is not None:
         findings.append(rules.gallery("misclassified", brief.misclassified, shown, explained))
     if brief.layers is not None:
-        found = None if maps is None else ", ".join(maps)
+        found = None if maps is None else ", ".join(maps) or "none"
         findings += equal("Grad-CAM layers", ", ".join(brief.layers), found)
     if brief.least_map is not None:
         findings.append(rules.map_sizes(brief.least_map, maps))

@@ -186,18 +186,22 @@ def gallery(
 ) -> Finding:
     """Compare how many records are shown with how many are required, and their indices with those explained."""
     rule, asked = f"{kind} images", f"{required}, and Grad-CAM of the same"
-    if shown is None or explained is None or kind not in shown or kind not in explained:
+    if shown is None or kind not in shown:
         return Finding(rule, asked, "no gallery was given", UNCHECKED)
     records = shown[kind]
     if not records:
         none = getattr(records, "total", None) == 0
         return Finding(rule, asked, "there is none to show", PASS if none else UNCHECKED)
-    indices, others = _indices(records), _indices(explained[kind])
+    if explained is None:
+        return Finding(rule, asked, f"{len(records)} shown, no Grad-CAM was given", UNCHECKED)
+    indices, others = _indices(records), _indices(explained.get(kind, ()))
     if len(set(indices)) < len(indices):
         return judged(rule, asked, "the same image more than once", False)
     strays = [record.index for record in records if (record.predicted == record.target) != (kind == HITS)]
     if strays:
         return judged(rule, asked, f"#{strays[0]} is not {kind}", False)
+    if not others:
+        return judged(rule, asked, f"{len(records)} shown, Grad-CAM explains none", False)
     all_there_are = len(records) < required and getattr(records, "total", None) == len(records)
     same = f"Grad-CAM of {'the same' if indices == others else 'other'} indices"
     found = f"{len(records)}{', all there are' if all_there_are else ''}; {same}"
