@@ -86,6 +86,35 @@ def test_loaders_of_ones_own_are_not_looked_into(data):
     ]
 
 
+IMAGES, LABELS = torch.zeros(20, 3, 32, 32), torch.arange(20) % 10
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([(IMAGES, LABELS.clone().index_fill(0, torch.tensor(19), 11))], "has labels from 0 to 11 and the model 10 cl"),
+        ([(IMAGES, LABELS.float())], r"the labels of the first batch of data\.train are float32 \(20,\)"),
+        ([(IMAGES, LABELS, LABELS)], r"the first batch of data\.train is a tuple of 3; a loader must yield pairs"),
+        ([], r"data\.train is empty; it must yield at least one batch"),
+    ],
+    ids=["label", "float", "triple", "empty"],
+)
+def test_what_a_loader_of_ones_own_may_not_yield_is_refused_in_a_sentence(data, train, message):
+    own = types.SimpleNamespace(classes=data.classes, train=train, test=list(data.test))
+    with pytest.raises(ValueError, match=message):
+        preflight(create_model("small_resnet"), own)
+
+
+def test_data_without_its_parts_and_a_model_that_is_none_are_refused(data):
+    own = types.SimpleNamespace(train=[(IMAGES, LABELS)], test=[(IMAGES, LABELS)])
+    with pytest.raises(TypeError, match=r"data is what load_data returned, .*; SimpleNamespace has no classes"):
+        preflight(create_model("small_resnet"), own)
+    with pytest.raises(TypeError, match="; Loader has no train"):
+        preflight(create_model("small_resnet"), data.train)
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not function; pass the model itself"):
+        preflight(create_model, data)
+
+
 def test_weights_that_are_too_large(data):
     problems = failed(preflight(Ends(lambda z: 300 * z), data))
     assert "the first weights are too large" in problems["loss starts near chance"].cause

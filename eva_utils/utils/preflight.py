@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .augmentation import Check, augmentation_checks
-from .batches import are_probabilities, explain_failure, is_misfit
-from .checks import trainable_parameters
+from .batches import are_probabilities, check_batch, check_labels, explain_failure, is_misfit
+from .checks import check_loader, trainable_parameters
 from .images import ImageFiles
 from .loader import Loader
 from .runtime import keep_rng
@@ -61,14 +61,22 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
 
     Raises:
         TypeError: the arguments are something else.
+        ValueError: the training loader is empty, or its first batch is not (float32 images, int64 labels) of the
+            classes.
     """
-    if not isinstance(model, nn.Module) or not hasattr(data, "train"):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    missing = [name for name in ("train", "test", "classes") if not hasattr(data, name)]
+    if missing:
         raise TypeError(
-            f"preflight takes a model and what load_data returned, not {type(model).__name__} and {type(data).__name__}"
+            "data is what load_data returned, or an object like it with train, test and classes; "
+            f"{type(data).__name__} has no {missing[0]}"
         )
+    check_loader("data.train", data.train)
     with keep_rng():
-        images, labels = next(iter(data.train))
-        images, labels = images[:OVERFIT_IMAGES].cpu(), labels[:OVERFIT_IMAGES].cpu()
+        place = "the first batch of data.train"
+        images, all_labels = check_batch(next(iter(data.train), None), place)
+        images, labels = images[:OVERFIT_IMAGES].cpu(), all_labels[:OVERFIT_IMAGES].cpu()
         trial = copy.deepcopy(model).cpu().train()
         try:
             with torch.no_grad():
@@ -80,6 +88,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
         checks = [_outputs_are_logits(outputs, labels, len(data.classes))]
         if checks[0].passed:
+            check_labels(all_labels, len(data.classes), place)
             checks.append(_starts_near_chance(outputs, labels))
             checks += _learns_by_heart(trial, images, labels)
         if hasattr(data.train, "images") and hasattr(data.test, "images"):
