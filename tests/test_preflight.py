@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from eva_utils.models import create_model
 from eva_utils.utils.augmentation import augmentation_checks
@@ -179,6 +180,17 @@ class DrawsOnce(nn.Module):
         return images.roll(int(torch.randint(1, 8, ())), -1)
 
 
+class FlipsAll(nn.Module):
+    """Mirrors the whole batch, or none of it."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, images, generator=None):
+        return images.flip(-1) if torch.rand((), generator=generator) < self.p else images
+
+
 @pytest.mark.parametrize(
     "module, cause",
     [(Forgets(), "its result is not what is returned"), (DrawsOnce(), "it draws once for the whole batch")],
@@ -188,6 +200,23 @@ def test_an_augmentation_that_does_nothing_or_the_same_to_all(data, module, caus
     train = Loader(data.train.images, data.train.labels, transform, batch_size=64, shuffle=True)
     problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, train=train)))
     assert {name: check.cause for name, check in problems.items()} == {f"{type(module).__name__} changes pixels": cause}
+
+
+def test_an_augmentation_that_never_draws_may_be_meant(data):
+    grey = load_data("shapes", limit=70, recipe=v2.Grayscale(3))
+    (check,) = augmentation_checks(grey.train)
+    assert check.name == "PerImage changes pixels" and check.passed is None
+    assert check.found == (
+        "100% of 64 images changed, 1 kind of 64 copies of one; the same for every image, which may be meant"
+    )
+
+
+def test_one_draw_for_the_whole_batch_is_told_from_none(data):
+    """Also where the draw follows the generator, and two seeds may draw alike."""
+    for p in (0.5, 1.0):
+        transform = Compose(FlipsAll(p), Normalize(data.mean, data.std))
+        (check,) = augmentation_checks(Loader(data.train.images, data.train.labels, transform))
+        assert check.passed is (None if p == 1 else False), check
 
 
 def test_labels_that_do_not_belong_to_the_images(data):

@@ -175,7 +175,7 @@ def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> 
     if repr(loader.transform) != recorded:
         return judged(rule, asked, f"{found}; data.train now has {loader.transform!r}", False)
     checks = augmentation_checks(loader)
-    idle = [check for check in checks if not check.passed]
+    idle = [check for check in checks if check.passed is False]
     for check in idle or checks:
         found += f"; {check.name.removesuffix(' changes pixels')}: {check.found}"
     return judged(rule, asked, found, tuple(steps) == required and not idle)
