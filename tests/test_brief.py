@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models as tv
+from torchvision.transforms import v2
 
 from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
@@ -20,6 +21,7 @@ from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
 from eva_utils.utils.history import History, describe_run
 from eva_utils.utils.notebook import definitions
+from eva_utils.utils.per_image import PerImage
 from eva_utils.utils.predictions import Record, Records
 from eva_utils.utils.rules import Finding
 from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, RandomRotate
@@ -337,6 +339,25 @@ def test_a_cutout_that_does_nothing_fails(data, loader, kind):
         steps[-1] = Idle()
     finding = transforms(data, loader, (Drops if kind is Drops else Compose)(*steps))
     assert finding.verdict == "FAIL" and "0% of 64 images changed" in finding.found
+
+
+def own_pipeline(data, *steps):
+    return Compose(PerImage(v2.Compose(steps)), Normalize(data.mean, data.std))
+
+
+def test_a_pipeline_of_ones_own_may_be_the_one_that_is_required(data, loader):
+    finding = transforms(data, loader, own_pipeline(data, v2.RandomCrop(32, padding=4), v2.RandomRotation(5)))
+    assert finding.verdict == "not checked" and finding.found.startswith("PerImage(Compose( RandomCrop(")
+    assert finding.found.endswith("; whether a pipeline of one's own does the same is not known")
+    assert transforms(data, loader, own_pipeline(data, v2.Identity())).verdict == "FAIL"
+
+
+def test_a_pipeline_of_ones_own_is_not_none_at_all(data, loader):
+    loader.transform, model = own_pipeline(data, v2.RandomCrop(32, padding=4)), small()
+    history = record(data, model)
+    assert check(history, model, data, transforms=()).verdict == "FAIL"
+    recorded = repr(loader.transform[0])
+    assert check(history, model, data, transforms=(recorded,)).verdict == "pass"
 
 
 def test_a_flip_is_one_too_many(data, loader):

@@ -110,7 +110,7 @@ ALLOWED = {
     "utils.preflight": {"utils.augmentation", "utils.images", "utils.loader", "utils.runtime"},
     "utils.progress": set(),
     "utils.run_folder": {"utils.checkpoint", "utils.history", "utils.lock", "utils.mirror", "utils.processes"},
-    "utils.rules": {"utils.augmentation", "utils.notebook", "utils.predictions"},
+    "utils.rules": {"utils.augmentation", "utils.notebook", "utils.per_image", "utils.predictions"},
     "utils.processes": set(),
     "utils.runtime": set(),
     "utils.shapes": set(),

@@ -13,6 +13,7 @@ from torch import nn
 from .augmentation import augmentation_checks
 from .names import plural
 from .notebook import cells_of, cells_run_here, definitions
+from .per_image import PerImage
 from .predictions import HITS
 
 PASS, FAIL, UNCHECKED = "pass", "FAIL", "not checked"
@@ -178,7 +179,10 @@ def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> 
     idle = [check for check in checks if check.passed is False]
     for check in idle or checks:
         found += f"; {check.name.removesuffix(' changes pixels')}: {check.found}"
-    return judged(rule, asked, found, tuple(steps) == required and not idle)
+    same, own = tuple(steps) == required, any(isinstance(part, PerImage) for part in loader.transform)
+    if own and required and not same and not idle:
+        return Finding(rule, asked, f"{found}; whether a pipeline of one's own does the same is not known", UNCHECKED)
+    return judged(rule, asked, found, same and not idle)
 
 
 def gallery(
