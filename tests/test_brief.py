@@ -267,6 +267,21 @@ def test_batches_of_one_image_are_enough(data):
     assert check(record(data, model), model, own, norm="BatchNorm").verdict == "pass"
 
 
+class OwnInstanceNorm(nn.Module):
+    def forward(self, x):
+        return F.instance_norm(x)
+
+
+def test_instance_norm_is_told_from_batch_norm(data):
+    model = normed(OwnInstanceNorm())
+    finding = check(record(data, model), model, data, norm="BatchNorm")
+    found = "no normalization module (a forward pass: 1 instance_norm)"
+    assert (finding.verdict, finding.found) == ("FAIL", found)
+    model[1] = nn.BatchNorm2d(8)
+    finding = check(record(data, model), model, data, norm="BatchNorm")
+    assert (finding.verdict, finding.found) == ("pass", "1 BatchNorm2d (a forward pass: 1 batch_norm)")
+
+
 def test_a_layer_norm_that_never_runs_does_not_count(data):
     model = normed()
     model[0].idle = nn.LayerNorm(8)

@@ -33,12 +33,15 @@ class _NormCalls(TorchDispatchMode):
         self.calls: Counter[tuple[str, bool]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
-        if kind and "backward" not in func.__name__:
+        found = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
+        if found and "backward" not in func.__name__:
+            kind = found[0]
             # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
-            one_group = kind[0] == "group_norm" and len(args) > 6 and args[6] == 1
-            of_weights = args[0].untyped_storage().data_ptr() in self.weights
-            self.calls[f"{kind[0]} of one group" if one_group else kind[0], of_weights] += 1
+            if kind == "group_norm" and len(args) > 6 and args[6] == 1:
+                kind = "group_norm of one group"
+            if kind == "batch_norm" and len(args[0]) == 1:  # of one image, to which torch gives the channels of both
+                kind = "instance_norm"
+            self.calls[kind, args[0].untyped_storage().data_ptr() in self.weights] += 1
         return func(*args, **(kwargs or {}))
 
 
