@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models as tv
+from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 
 from eva_utils.models import create_model, resnet18, resnet34
@@ -265,6 +267,46 @@ def test_batches_of_one_image_are_enough(data):
     single = DataLoader(TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3)), batch_size=1)
     own = SimpleNamespace(train=data.train, test=single, classes=data.classes)
     assert check(record(data, model), model, own, norm="BatchNorm").verdict == "pass"
+
+
+class Standardized(nn.Module):
+    """Standardizes by hand over the dimensions given."""
+
+    def __init__(self, *dims):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x):
+        return (x - x.mean(self.dims, keepdim=True)) / (x.var(self.dims, keepdim=True) + 1e-5).sqrt()
+
+
+class Draws(nn.Module):
+    """Drops images from a branch at random, counts its calls, and lets the dropout of a batch vary."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.9)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return (x + self.dropout(x) + stochastic_depth(x, 0.5, "row", self.training)) / self.calls
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "GroupNorm"])
+def test_statistics_of_the_batch_by_hand_are_found(data, norm):
+    torch.manual_seed(0)
+    model = normed(nn.GroupNorm(1, 8), Standardized(0, 2, 3))
+    finding = check(record(data, model), model, data, norm=norm)
+    assert finding.verdict == "FAIL"
+    assert finding.found.endswith("; in training an image's logits depend on the others of its batch")
+    for harmless in (Standardized(1, 2, 3), Draws()):
+        model = normed(nn.GroupNorm(1, 8), harmless)
+        history = record(data, model)
+        state, before = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+        assert check(history, model, data, norm=norm).verdict == "pass"
+        assert torch.equal(torch.get_rng_state(), state) and model.training
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 class OwnInstanceNorm(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .rules import Finding, judged
-from .runtime import unwrap
+from .runtime import keep_rng, unwrap
 
 _NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
@@ -46,9 +46,13 @@ class _NormCalls(TorchDispatchMode):
 
 
 def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
-    """Look at every normalization module, and at every normalization that runs in training and in evaluation."""
+    """Look at every normalization module, and at every normalization that runs in training and in evaluation.
+
+    One of batches may be written by hand: where it is not allowed, an image's logits may not depend on its batch.
+    """
     allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
-    images = images[:1].expand(2, *images.shape[1:]).to(next(trial.parameters()).device)  # batch norm needs two
+    image = images[:1].to(next(trial.parameters()).device)
+    images = image.expand(2, *image.shape[1:])  # batch norm needs two
     calls: Counter[tuple[str, bool]] = Counter()
     for training in (True, False):
         with torch.no_grad(), _NormCalls(trial) as counted:
@@ -63,7 +67,25 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
         found += f"; not {required}: {', '.join(others[:4])}{' …' if len(others) > 4 else ''}"
     of_activations = {kind for kind, of_weights in calls if not of_weights}  # standardized weights are allowed
     passed = not others and bool(of_activations) and of_activations <= allowed
+    if passed and "batch_norm" not in allowed and _depends_on_batch(trial, image):
+        passed = False
+        found += "; in training an image's logits depend on the others of its batch"
     return judged("normalization", f"{required} only, shortcuts included", found, passed)
+
+
+def _depends_on_batch(model: nn.Module, image: Tensor) -> bool:
+    """Whether in training, dropout apart, the logits of an image (1, C, H, W) change with the other of its batch."""
+    logits = []
+    with keep_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for other in (image, 1 + image.std() * torch.randn_like(image)):
+            trial = copy.deepcopy(model).train()
+            for module in trial.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.eval()
+            torch.manual_seed(0)  # what else is drawn, as which blocks are left out, is drawn again
+            logits.append(trial(torch.cat([image, other]))[0])
+    return bool((logits[0] - logits[1]).abs().max() > 1e-3 * logits[0].abs().max())
 
 
 def norm_kinds(model: nn.Module) -> Counter[str]:
