@@ -16,11 +16,11 @@ from torchvision.transforms import v2
 from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d
-from eva_utils.utils import rules
 from eva_utils.utils.assignments import BRIEFS, Brief, adapt, find_brief
 from eva_utils.utils.brief import Audit, audit
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
+from eva_utils.utils.depth_rule import depth
 from eva_utils.utils.history import History, describe_run
 from eva_utils.utils.notebook import definitions
 from eva_utils.utils.per_image import PerImage
@@ -525,10 +525,38 @@ class Bottlenecks(nn.Module):
         self.shortcut = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)])
         self.fc = nn.Linear(8, 10)
 
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = self.residual(x) + self.output_projection(x)
+        for layer in (*self.skips.values(), *self.residual_1.values(), *self.shortcut):
+            x = layer(x)
+        return self.fc(x.mean((2, 3)))
+
 
 @pytest.mark.parametrize("name", ["shortcut", "shortcut_conv", "skip_1"])
 def test_depth_leaves_out_what_is_called_a_shortcut_and_is_one(data, name):
-    assert rules.depth(7, Bottlenecks(name)).found == "7 in Bottlenecks"
+    assert depth(7, Bottlenecks(name), torch.zeros(1, 3, 32, 32)).found == "7 in Bottlenecks"
+
+
+class Spare(nn.Module):
+    """A convolution, a transformer's layer and a linear layer, and sixteen that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = StandardizedConv2d(3, 8, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)  # in evaluation it calls no linear layer
+        self.fc = nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))
+        self.spare = nn.ModuleList(nn.Linear(8, 8) for _ in range(16))
+
+    def forward(self, x):
+        return self.fc(self.layer(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_depth_counts_the_layers_that_run(data):
+    model = Spare()
+    for required, verdict in ((5, "pass"), (21, "FAIL")):
+        finding = check(record(data, model), model, data, depth=required)
+        assert (finding.verdict, finding.found) == (verdict, "5 in Spare; 16 more never run")
 
 
 def notebook(tmp_path, *cells):
@@ -615,7 +643,8 @@ def test_numbers_and_names(data):
     assert "FAIL         epochs" in str(found) and "12 (required: 40)" in str(found)
 
 
-def test_nothing_is_left_changed(data):
+@pytest.mark.parametrize("brief", ["eva6_s8", "eva8_s7"])
+def test_nothing_is_left_changed(data, brief):
     """With batch statistics to spoil, and loaders that draw from torch's own generator."""
     model = normed(nn.BatchNorm2d(8), nn.Dropout(0.5)).train()
     history = record(data, model)
@@ -623,7 +652,7 @@ def test_nothing_is_left_changed(data):
     own = SimpleNamespace(train=loader, test=loader, classes=data.classes)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    audit("eva6_s8", history, model, own)
+    audit(brief, history, model, own)
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from . import norm_rules, rules
+from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
 from .history import History
 from .rules import Finding, equal
@@ -101,7 +101,7 @@ def _findings(
         findings.append(rules.one_cycle(brief.peak_epoch, settings, rows))
     findings += equal("network", brief.model, settings["model"])
     if brief.depth is not None:
-        findings.append(rules.depth(brief.depth, model))
+        findings.append(depth_rule.depth(brief.depth, model, next(iter(data.test))[0]))
     if brief.norm is not None:
         findings.append(norm_rules.normalization(brief.norm, model, next(iter(data.test))[0]))
     if brief.transforms is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .augmentation import augmentation_checks
 from .names import plural
@@ -136,34 +135,6 @@ def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
         rates.append(optimizer.param_groups[0]["lr"])
         plateau.step(row["test_loss"] if scheduler["mode"] == "min" else row["test_accuracy"])
     return rates
-
-
-_SHORTCUTS = {"shortcut", "downsample", "skip", "identity", "projection", "residual"}
-_SHORTCUT_WORDS = {"shortcut", "downsample", "skip"}  # also within a name, as shortcut_conv
-
-
-def depth(required: int, model: nn.Module) -> Finding:
-    """Count convolutions and linear layers, without the 1x1 convolutions of shortcuts."""
-    count = 0
-    for name, module in model.named_modules():
-        pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
-        beside = pointwise and _is_in_shortcut(name, model)
-        count += isinstance(module, nn.Conv2d | nn.Linear) and not beside
-    found = f"{count} in {type(model).__name__}"
-    return judged("convolutions and linear layers", f"{required}, shortcuts apart", found, count == required)
-
-
-def _is_in_shortcut(name: str, model: nn.Module) -> bool:
-    """Whether a convolution is in a part that is called a shortcut, and is the only one there."""
-    modules, parts = dict(model.named_modules()), name.split(".")
-    for end, part in enumerate(parts, start=1):
-        if part in _SHORTCUTS or _SHORTCUT_WORDS & set(part.split("_")):
-            if isinstance(modules[".".join(parts[:end])], nn.ModuleList):  # of several shortcuts
-                end += 1
-            held = modules[".".join(parts[:end])].modules()
-            if sum(isinstance(module, nn.Conv2d) for module in held) == 1:
-                return True
-    return False
 
 
 def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> Finding:
