@@ -697,9 +697,24 @@ def test_lists_in_a_brief_are_as_good_as_tuples(data):
     assert found.passed
 
 
-def test_a_class_itself_is_refused():
-    with pytest.raises(TypeError, match="optimizer of a brief is the name of a class, as 'SGD', not <class"):
-        Brief("title", "objective", optimizer=torch.optim.SGD)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"title": 5}, "title of a brief is a text, not 5"),
+        ({"images": 50_000}, r"images of a brief is a tuple, as \(50000, 10000\), not 50000"),
+        ({"images": "50000"}, r"images of a brief is a tuple, as \(50000, 10000\), not '50000'"),
+        ({"images": (1,)}, r"images of a brief is a tuple, as \(50000, 10000\), not \(1,\)"),
+        ({"images": ("a", "b")}, r"images of a brief is a tuple, as \(50000, 10000\), not \('a', 'b'\)"),
+        ({"classes": 10}, r"classes of a brief is a tuple, as \('cat', 'dog'\), not 10"),
+        ({"layers": 4}, r"layers of a brief is a tuple, as \('layer4',\), not 4"),
+        ({"transforms": [Cutout()]}, r"transforms of a brief is a tuple, as \('Cutout\(16, fill=0\)',\), not \[Cutout"),
+        ({"model": resnet18}, "model of a brief is the name of a class, as 'ResNet', not <function resnet18"),
+        ({"optimizer": torch.optim.SGD}, "optimizer of a brief is the name of a class, as 'SGD', not <class"),
+    ],
+)
+def test_a_brief_of_wrong_types_is_refused(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        Brief(**{"title": "title", "objective": "objective", **wrong})
 
 
 def test_something_else_than_a_brief_is_refused():
