@@ -615,9 +615,9 @@ def test_definitions_are_found_among_magics_with_and_without_ipython(cell, insta
 def test_a_cell_that_cannot_be_read_is_not_clean(data, tmp_path, installed, monkeypatch):
     if not installed:
         monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
-    finding = plain(data, notebook(tmp_path, "import torch", "pip install y\nx = 1"))
+    finding = plain(data, notebook(tmp_path, "import torch", "pip install y" + 99 * "-" + "\nx = 1"))
     assert finding.verdict == "not checked"
-    assert finding.found == "a.ipynb: code cell 2 is no Python; it begins 'pip install y'"
+    assert finding.found == "a.ipynb: code cell 2 is no Python; it begins 'pip install y---------------------------'"
     finding = plain(data, notebook(tmp_path, "pip install y", "def f(): pass"))
     assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines f")
 

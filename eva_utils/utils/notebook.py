@@ -38,7 +38,8 @@ _NO_PYTHON = {
 _TIMED = re.compile(
     r"^([ \t]*)(?:[\w., \t]+=[ \t]*)?%(?:time|timeit|prun)\b(?:[ \t]+-[\w-]+(?:[ \t]+\d+)?)*[ \t]*", re.MULTILINE
 )
-_ONLY_IPYTHON = re.compile(  # %magic, !shell and ?help, as a line or as a value, with the lines they go on in; help?
+# %magic, !shell and ?help, each with the lines that a \ joins to it, or the value of one (files = !ls); help?
+_ONLY_IPYTHON = re.compile(
     r"^([ \t]*)(?:(?:(?:[\w., \t]+=[ \t]*)?[!%]|\?)(?:.*\\\n)*.*|[\w.*%]+\?{1,2}[ \t]*)$", re.MULTILINE
 )
 

@@ -211,7 +211,7 @@ def plain_notebook(notebook: str | Path | None) -> Finding:
         try:
             defined += definitions(cell)
         except SyntaxError:
-            unread = unread or f"code cell {number} is no Python; it begins {cell.strip().splitlines()[0]!r}"
+            unread = unread or f"code cell {number} is no Python; it begins {cell.strip().splitlines()[0][:40]!r}"
     if unread and not defined:
         return Finding(rule, asked, f"{where}: {unread}", UNCHECKED)
     found = f"defines {', '.join(defined)}" if defined else f"{len(cells)} code cells, none defines any"
