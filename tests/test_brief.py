@@ -1,4 +1,6 @@
+import copy
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,16 +10,20 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models as tv
+from torchvision.ops import stochastic_depth
+from torchvision.transforms import v2
 
 from eva_utils.models import create_model, resnet18, resnet34
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d
-from eva_utils.utils import rules
-from eva_utils.utils.assignments import BRIEFS, Brief, find_brief
+from eva_utils.utils.assignments import BRIEFS, Brief, adapt, find_brief
 from eva_utils.utils.brief import Audit, audit
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
+from eva_utils.utils.depth_rule import depth
 from eva_utils.utils.history import History, describe_run
+from eva_utils.utils.notebook import definitions
+from eva_utils.utils.per_image import PerImage
 from eva_utils.utils.predictions import Record, Records
 from eva_utils.utils.rules import Finding
 from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, RandomRotate
@@ -90,6 +96,34 @@ def test_a_one_cycle_peaks_where_it_should_and_is_not_annihilated(rates, verdict
         row["lr"] = rate
     finding = check(history, small(), data, peak_epoch=2)
     assert (finding.rule, finding.verdict, finding.found) == ("one cycle", verdict, found)
+
+
+def test_epochs_after_an_earlier_run_are_too_many(data):
+    history = record(data, small())
+    assert check(history, small(), data, epochs=12).verdict == "pass"
+    history.settings["trained_before"] = True
+    finding = check(history, small(), data, epochs=12)
+    assert (finding.verdict, finding.found) == ("FAIL", "12, after those of an earlier run")
+
+
+@pytest.mark.parametrize(("required", "verdict"), [(53, "pass"), (53.01, "FAIL")])
+def test_the_best_epoch_must_reach_the_accuracy(data, required, verdict):
+    finding = check(record(data, small()), small(), data, accuracy=required)
+    assert (finding.verdict, finding.found) == (verdict, "53.00% at epoch 3")
+
+
+@pytest.mark.parametrize(("brief", "required"), [("speedrun", "at least 89.17%"), ("eva6_s9", "at least 90%")])
+def test_a_run_that_misses_the_assignments_accuracy_fails(data, brief, required):
+    model = small()
+    (finding,) = [each for each in audit(brief, record(data, model), model, data).findings if "accuracy" in each.rule]
+    assert (finding.required, finding.verdict) == (required, "FAIL")
+
+
+def test_an_accuracy_of_other_images_is_not_checked(data):
+    model = small()
+    own = SimpleNamespace(train=data.train, test=data.train, classes=data.classes)
+    finding = check(record(data, model), model, own, accuracy=53)
+    assert (finding.verdict, finding.found) == ("not checked", "53.00% at epoch 3, of other images than data.test")
 
 
 def test_another_network_and_another_split_are_found(data):
@@ -235,6 +269,61 @@ def test_batches_of_one_image_are_enough(data):
     assert check(record(data, model), model, own, norm="BatchNorm").verdict == "pass"
 
 
+class Standardized(nn.Module):
+    """Standardizes by hand over the dimensions given."""
+
+    def __init__(self, *dims):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x):
+        return (x - x.mean(self.dims, keepdim=True)) / (x.var(self.dims, keepdim=True) + 1e-5).sqrt()
+
+
+class Draws(nn.Module):
+    """Drops images from a branch at random, counts its calls, and lets the dropout of a batch vary."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.9)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return (x + self.dropout(x) + stochastic_depth(x, 0.5, "row", self.training)) / self.calls
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "GroupNorm"])
+def test_statistics_of_the_batch_by_hand_are_found(data, norm):
+    torch.manual_seed(0)
+    model = normed(nn.GroupNorm(1, 8), Standardized(0, 2, 3))
+    finding = check(record(data, model), model, data, norm=norm)
+    assert finding.verdict == "FAIL"
+    assert finding.found.endswith("; in training an image's logits depend on the others of its batch")
+    for harmless in (Standardized(1, 2, 3), Draws()):
+        model = normed(nn.GroupNorm(1, 8), harmless)
+        history = record(data, model)
+        state, before = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+        assert check(history, model, data, norm=norm).verdict == "pass"
+        assert torch.equal(torch.get_rng_state(), state) and model.training
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class OwnInstanceNorm(nn.Module):
+    def forward(self, x):
+        return F.instance_norm(x)
+
+
+def test_instance_norm_is_told_from_batch_norm(data):
+    model = normed(OwnInstanceNorm())
+    finding = check(record(data, model), model, data, norm="BatchNorm")
+    found = "no normalization module (a forward pass: 1 instance_norm)"
+    assert (finding.verdict, finding.found) == ("FAIL", found)
+    model[1] = nn.BatchNorm2d(8)
+    finding = check(record(data, model), model, data, norm="BatchNorm")
+    assert (finding.verdict, finding.found) == ("pass", "1 BatchNorm2d (a forward pass: 1 batch_norm)")
+
+
 def test_a_layer_norm_that_never_runs_does_not_count(data):
     model = normed()
     model[0].idle = nn.LayerNorm(8)
@@ -309,6 +398,25 @@ def test_a_cutout_that_does_nothing_fails(data, loader, kind):
     assert finding.verdict == "FAIL" and "0% of 64 images changed" in finding.found
 
 
+def own_pipeline(data, *steps):
+    return Compose(PerImage(v2.Compose(steps)), Normalize(data.mean, data.std))
+
+
+def test_a_pipeline_of_ones_own_may_be_the_one_that_is_required(data, loader):
+    finding = transforms(data, loader, own_pipeline(data, v2.RandomCrop(32, padding=4), v2.RandomRotation(5)))
+    assert finding.verdict == "not checked" and finding.found.startswith("PerImage(Compose( RandomCrop(")
+    assert finding.found.endswith("; whether a pipeline of one's own does the same is not known")
+    assert transforms(data, loader, own_pipeline(data, v2.Identity())).verdict == "FAIL"
+
+
+def test_a_pipeline_of_ones_own_is_not_none_at_all(data, loader):
+    loader.transform, model = own_pipeline(data, v2.RandomCrop(32, padding=4)), small()
+    history = record(data, model)
+    assert check(history, model, data, transforms=()).verdict == "FAIL"
+    recorded = repr(loader.transform[0])
+    assert check(history, model, data, transforms=(recorded,)).verdict == "pass"
+
+
 def test_a_flip_is_one_too_many(data, loader):
     finding = transforms(data, loader, Compose(RandomHorizontalFlip(), *loader.transform))
     assert finding.verdict == "FAIL" and finding.found.startswith("RandomHorizontalFlip(p=0.5), RandomCrop")
@@ -352,6 +460,7 @@ def records(*indices, total=100, predicted=1):
     [
         (records(*range(20)), records(*range(20)), "pass", "20; Grad-CAM of the same indices"),
         (records(*range(20)), records(*range(1, 21)), "FAIL", "20; Grad-CAM of other indices"),
+        (records(*range(20)), [], "FAIL", "20 shown, Grad-CAM explains none"),
         (records(*range(20)), list(range(20)), "pass", "20; Grad-CAM of the same indices"),
         (records(1, 2, total=2), records(1, 2), "pass", "2, all there are; Grad-CAM of the same indices"),
         (records(1, 2), records(1, 2), "FAIL", "2; Grad-CAM of the same indices"),
@@ -366,6 +475,16 @@ def test_galleries(data, shown, explained, verdict, found):
     given = {"shown": {"misclassified": shown}, "explained": {"misclassified": explained}}
     finding = only(audit(rules, record(data, small()), small(), data, **given))
     assert (finding.verdict, finding.found) == (verdict, found)
+
+
+def test_images_without_gradcam_are_still_said_to_be_shown(data):
+    rules = Brief("title", "objective", misclassified=20, layers=("layer4",))
+    history, model, shown = record(data, small()), small(), {"misclassified": records(*range(20))}
+    found = audit(rules, history, model, data, shown=shown)
+    assert (found.findings[0].verdict, found.findings[0].found) == ("not checked", "20 shown, no Grad-CAM was given")
+    found = audit(rules, history, model, data, shown=shown, explained={}, maps={})
+    assert [finding.found for finding in found.findings] == ["20 shown, Grad-CAM explains none", "none"]
+    assert [finding.verdict for finding in found.findings] == ["FAIL", "FAIL"]
 
 
 def test_what_no_evidence_was_given_for_is_not_checked(data):
@@ -406,10 +525,38 @@ class Bottlenecks(nn.Module):
         self.shortcut = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)])
         self.fc = nn.Linear(8, 10)
 
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = self.residual(x) + self.output_projection(x)
+        for layer in (*self.skips.values(), *self.residual_1.values(), *self.shortcut):
+            x = layer(x)
+        return self.fc(x.mean((2, 3)))
+
 
 @pytest.mark.parametrize("name", ["shortcut", "shortcut_conv", "skip_1"])
 def test_depth_leaves_out_what_is_called_a_shortcut_and_is_one(data, name):
-    assert rules.depth(7, Bottlenecks(name)).found == "7 in Bottlenecks"
+    assert depth(7, Bottlenecks(name), torch.zeros(1, 3, 32, 32)).found == "7 in Bottlenecks"
+
+
+class Spare(nn.Module):
+    """A convolution, a transformer's layer and a linear layer, and sixteen that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = StandardizedConv2d(3, 8, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)  # in evaluation it calls no linear layer
+        self.fc = nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))
+        self.spare = nn.ModuleList(nn.Linear(8, 8) for _ in range(16))
+
+    def forward(self, x):
+        return self.fc(self.layer(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_depth_counts_the_layers_that_run(data):
+    model = Spare()
+    for required, verdict in ((5, "pass"), (21, "FAIL")):
+        finding = check(record(data, model), model, data, depth=required)
+        assert (finding.verdict, finding.found) == (verdict, "5 in Spare; 16 more never run")
 
 
 def notebook(tmp_path, *cells):
@@ -436,6 +583,45 @@ def test_definitions_in_a_notebook_are_named(data, tmp_path):
     assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines sneaky, Net, quiet, lambda")
 
 
+CELLS = {
+    "\n%%time\nclass Net: pass": ["Net"],
+    "%%time\n \n%%capture out\ndef f(): pass": ["f"],
+    "%%timeit -n 3 f = lambda: 1\nf()": ["lambda"],
+    "%time f = lambda: 1": ["lambda"],
+    "if True:\n    took = %timeit -o -r 3 (lambda: 1)()": ["lambda"],
+    "out = !ls \\\n -l\ndef f(): return 1": ["f"],
+    "for x in y:\n    !ls\neva.fit??\ndef f(): pass": ["f"],
+    "f = lambda: 1  # why?": ["lambda"],
+    "x = (17\n% 5)\ndef f(): pass": ["f"],
+    "%%python\nclass Net: pass": ["Net"],
+    "%%writefile net.py\nclass Net: pass": [],
+    "%%time\n%%HTML\n<b>def</b>": [],
+    "%%script bash\nif": [],
+    "%time history = fit(model,\n  data)": [],
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("installed", [True, False])
+def test_definitions_are_found_among_magics_with_and_without_ipython(cell, installed, monkeypatch):
+    if installed:
+        pytest.importorskip("IPython")
+    else:
+        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
+    assert definitions(cell) == CELLS[cell]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_cell_that_cannot_be_read_is_not_clean(data, tmp_path, installed, monkeypatch):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
+    finding = plain(data, notebook(tmp_path, "import torch", "pip install y" + 99 * "-" + "\nx = 1"))
+    assert finding.verdict == "not checked"
+    assert finding.found == "a.ipynb: code cell 2 is no Python; it begins 'pip install y---------------------------'"
+    finding = plain(data, notebook(tmp_path, "pip install y", "def f(): pass"))
+    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines f")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"cells": [{}]}'])
 def test_a_broken_notebook_is_named(data, tmp_path, content):
     (tmp_path / "a.ipynb").write_text(content)
@@ -457,7 +643,8 @@ def test_numbers_and_names(data):
     assert "FAIL         epochs" in str(found) and "12 (required: 40)" in str(found)
 
 
-def test_nothing_is_left_changed(data):
+@pytest.mark.parametrize("brief", ["eva6_s8", "eva8_s7"])
+def test_nothing_is_left_changed(data, brief):
     """With batch statistics to spoil, and loaders that draw from torch's own generator."""
     model = normed(nn.BatchNorm2d(8), nn.Dropout(0.5)).train()
     history = record(data, model)
@@ -465,7 +652,7 @@ def test_nothing_is_left_changed(data):
     own = SimpleNamespace(train=loader, test=loader, classes=data.classes)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    audit("eva6_s8", history, model, own)
+    audit(brief, history, model, own)
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -479,6 +666,7 @@ def test_a_misspelt_brief_is_told_the_nearest():
     ("wrong", "message"),
     [
         ({"transforms": "Cutout(16)"}, r"transforms of a brief is a tuple, as \('Cutout\(16\)',\), not a text"),
+        ({"accuracy": 0.9}, "accuracy in percent is a number from 1 and below 100, not 0.9"),
         ({"epochs": "2"}, "epochs is a whole number from 1 up, not '2'"),
         ({"optimizer": "sgd"}, "optimizer 'sgd' of a brief: torch's class is called 'SGD'"),
         ({"scheduler": "OneCycle"}, "scheduler 'OneCycle' of a brief: torch's class is called 'OneCycleLR'"),
@@ -509,9 +697,24 @@ def test_lists_in_a_brief_are_as_good_as_tuples(data):
     assert found.passed
 
 
-def test_a_class_itself_is_refused():
-    with pytest.raises(TypeError, match="optimizer of a brief is the name of a class, as 'SGD', not <class"):
-        Brief("title", "objective", optimizer=torch.optim.SGD)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"title": 5}, "title of a brief is a text, not 5"),
+        ({"images": 50_000}, r"images of a brief is a tuple, as \(50000, 10000\), not 50000"),
+        ({"images": "50000"}, r"images of a brief is a tuple, as \(50000, 10000\), not '50000'"),
+        ({"images": (1,)}, r"images of a brief is a tuple, as \(50000, 10000\), not \(1,\)"),
+        ({"images": ("a", "b")}, r"images of a brief is a tuple, as \(50000, 10000\), not \('a', 'b'\)"),
+        ({"classes": 10}, r"classes of a brief is a tuple, as \('cat', 'dog'\), not 10"),
+        ({"layers": 4}, r"layers of a brief is a tuple, as \('layer4',\), not 4"),
+        ({"transforms": [Cutout()]}, r"transforms of a brief is a tuple, as \('Cutout\(16, fill=0\)',\), not \[Cutout"),
+        ({"model": resnet18}, "model of a brief is the name of a class, as 'ResNet', not <function resnet18"),
+        ({"optimizer": torch.optim.SGD}, "optimizer of a brief is the name of a class, as 'SGD', not <class"),
+    ],
+)
+def test_a_brief_of_wrong_types_is_refused(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        Brief(**{"title": "title", "objective": "objective", **wrong})
 
 
 def test_something_else_than_a_brief_is_refused():
@@ -538,3 +741,10 @@ def test_briefs_set_options_the_command_line_has(name):
     source = (ROOT / "main.py").read_text(encoding="utf-8")
     for option in BRIEFS[name].options:
         assert f'"--{option.replace("_", "-")}"' in source
+
+
+def test_another_network_keeps_the_options_of_a_brief_that_fit_it():
+    options = BRIEFS["eva8_s7"].options
+    kept = {**options, "warmup": 0}
+    assert adapt(options, {**options, "model": "resnet34"}) == kept
+    assert adapt(options, {**options, "model": "vit"}) == {**kept, "standardize": False, "norm": "layer"}

@@ -7,11 +7,13 @@ import types
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from eva_utils.models import create_model
+from eva_utils.utils.augmentation import augmentation_checks
 from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
-from eva_utils.utils.preflight import augmentation_checks, preflight
+from eva_utils.utils.preflight import preflight
 from eva_utils.utils.runtime import rng_state
 from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 
@@ -85,6 +87,35 @@ def test_loaders_of_ones_own_are_not_looked_into(data):
     ]
 
 
+IMAGES, LABELS = torch.zeros(20, 3, 32, 32), torch.arange(20) % 10
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([(IMAGES, LABELS.clone().index_fill(0, torch.tensor(19), 11))], "has labels from 0 to 11 and the model 10 cl"),
+        ([(IMAGES, LABELS.float())], r"the labels of the first batch of data\.train are float32 \(20,\)"),
+        ([(IMAGES, LABELS, LABELS)], r"the first batch of data\.train is a tuple of 3; a loader must yield pairs"),
+        ([], r"data\.train is empty; it must yield at least one batch"),
+    ],
+    ids=["label", "float", "triple", "empty"],
+)
+def test_what_a_loader_of_ones_own_may_not_yield_is_refused_in_a_sentence(data, train, message):
+    own = types.SimpleNamespace(classes=data.classes, train=train, test=list(data.test))
+    with pytest.raises(ValueError, match=message):
+        preflight(create_model("small_resnet"), own)
+
+
+def test_data_without_its_parts_and_a_model_that_is_none_are_refused(data):
+    own = types.SimpleNamespace(train=[(IMAGES, LABELS)], test=[(IMAGES, LABELS)])
+    with pytest.raises(TypeError, match=r"data is what load_data returned, .*; SimpleNamespace has no classes"):
+        preflight(create_model("small_resnet"), own)
+    with pytest.raises(TypeError, match="; Loader has no train"):
+        preflight(create_model("small_resnet"), data.train)
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not function; pass the model itself"):
+        preflight(create_model, data)
+
+
 def test_weights_that_are_too_large(data):
     problems = failed(preflight(Ends(lambda z: 300 * z), data))
     assert "the first weights are too large" in problems["loss starts near chance"].cause
@@ -149,6 +180,17 @@ class DrawsOnce(nn.Module):
         return images.roll(int(torch.randint(1, 8, ())), -1)
 
 
+class FlipsAll(nn.Module):
+    """Mirrors the whole batch, or none of it."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, images, generator=None):
+        return images.flip(-1) if torch.rand((), generator=generator) < self.p else images
+
+
 @pytest.mark.parametrize(
     "module, cause",
     [(Forgets(), "its result is not what is returned"), (DrawsOnce(), "it draws once for the whole batch")],
@@ -158,6 +200,23 @@ def test_an_augmentation_that_does_nothing_or_the_same_to_all(data, module, caus
     train = Loader(data.train.images, data.train.labels, transform, batch_size=64, shuffle=True)
     problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, train=train)))
     assert {name: check.cause for name, check in problems.items()} == {f"{type(module).__name__} changes pixels": cause}
+
+
+def test_an_augmentation_that_never_draws_may_be_meant(data):
+    grey = load_data("shapes", limit=70, recipe=v2.Grayscale(3))
+    (check,) = augmentation_checks(grey.train)
+    assert check.name == "PerImage changes pixels" and check.passed is None
+    assert check.found == (
+        "100% of 64 images changed, 1 kind of 64 copies of one; the same for every image, which may be meant"
+    )
+
+
+def test_one_draw_for_the_whole_batch_is_told_from_none(data):
+    """Also where the draw follows the generator, and two seeds may draw alike."""
+    for p in (0.5, 1.0):
+        transform = Compose(FlipsAll(p), Normalize(data.mean, data.std))
+        (check,) = augmentation_checks(Loader(data.train.images, data.train.labels, transform))
+        assert check.passed is (None if p == 1 else False), check
 
 
 def test_labels_that_do_not_belong_to_the_images(data):

@@ -1,15 +1,15 @@
 """The assignments' rules as data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from .checks import check_whole
+from .checks import check_real, check_whole
 from .names import unknown_name
-from .rules import NORMALIZATIONS
+from .norm_rules import NORMALIZATIONS
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Brief:
         classes: of the data, in order.
         images: numbers of training and of test images.
         epochs, batch_size: exact numbers.
+        accuracy: the least test accuracy of the best epoch, in percent.
         optimizer, criterion: class names, as "SGD".
         scheduler: class name; "ReduceLROnPlateau" must have made every change of the rate after the warmup.
         peak_epoch: of a one-cycle schedule, the epoch that ends at its highest rate; annihilation is then forbidden.
@@ -43,6 +44,7 @@ class Brief:
     images: tuple[int, int] | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    accuracy: float | None = None
     optimizer: str | None = None
     criterion: str | None = None
     scheduler: str | None = None
@@ -58,17 +60,22 @@ class Brief:
     plain_notebook: bool = False
 
     def __post_init__(self) -> None:
-        if not self.title.strip() or not self.objective.strip():
-            raise ValueError("a brief needs a title and an objective: they head the report")
-        for name in ("classes", "images", "transforms", "layers"):
+        for name in ("title", "objective"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                raise ValueError(f"{name} of a brief is a tuple, as ({value!r},), not a text")
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+            if not isinstance(value, str):
+                raise TypeError(f"{name} of a brief is a text, not {value!r}")
+            if not value.strip():
+                raise ValueError("a brief needs a title and an objective: they head the report")
+        for name in _TUPLES:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         for name in ("epochs", "batch_size", "peak_epoch", "depth", "misclassified", "correct", "least_map"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
+        if self.accuracy is not None:
+            check_real("accuracy in percent", self.accuracy, 1, 100)
+        if self.model is not None and not isinstance(self.model, str):
+            raise TypeError(f"model of a brief is the name of a class, as 'ResNet', not {self.model!r}")
         for name, (place, kind) in _CLASSES.items():
             value = getattr(self, name)
             known = [found for found, part in vars(place).items() if isinstance(part, type) and issubclass(part, kind)]
@@ -83,11 +90,28 @@ class Brief:
             raise unknown_name("normalization", self.norm, NORMALIZATIONS)
 
 
+_TUPLES: dict[str, tuple] = {
+    "classes": ("cat", "dog"),
+    "images": (50_000, 10_000),
+    "transforms": ("Cutout(16, fill=0)",),
+    "layers": ("layer4",),
+}
 _CLASSES = {
     "optimizer": (torch.optim, torch.optim.Optimizer),
     "scheduler": (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
     "criterion": (nn, nn.modules.loss._Loss),
 }
+
+
+def _as_tuple(name: str, value: Any) -> tuple:
+    """Return a rule of several parts as a tuple, or raise if they are not what they should be."""
+    example = _TUPLES[name]
+    if isinstance(value, str) and isinstance(example[0], str):
+        raise ValueError(f"{name} of a brief is a tuple, as ({value!r},), not a text")
+    parts = tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(part, type(example[0])) for part in parts) or (name == "images" and len(parts) != 2):
+        raise TypeError(f"{name} of a brief is a tuple, as {example!r}, not {value!r}")
+    return parts
 
 
 def _shortened(name: str) -> str:
@@ -155,6 +179,7 @@ BRIEFS = {
         images=(50_000, 10_000),
         epochs=24,
         batch_size=512,
+        accuracy=90,
         criterion="CrossEntropyLoss",
         scheduler="OneCycleLR",
         peak_epoch=5,
@@ -191,6 +216,7 @@ BRIEFS = {
         },
         classes=CIFAR10,
         images=(50_000, 10_000),
+        accuracy=89.17,
         norm="LayerNorm",
         misclassified=20,
     ),
@@ -220,8 +246,6 @@ def adapt(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         given: what the command line has, the brief's options included.
     """
     adapted = dict(options)
-    if given["model"] != options["model"]:
-        adapted["last_stride"] = None
     if given["model"] in ("davidnet", "vit"):  # which standardize no weights
         adapted["standardize"] = False
     if given["model"] == "vit":  # which has LayerNorm only

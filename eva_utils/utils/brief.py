@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from . import rules
+from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
 from .history import History
 from .rules import Finding, equal
@@ -85,20 +85,25 @@ def _findings(
     findings = [
         *equal("classes", brief.classes, tuple(data.classes)),
         *equal("training and test images", brief.images, None if None in counts else counts),
-        *equal("epochs", brief.epochs, len(rows)),
+    ]
+    if brief.epochs is not None:
+        findings.append(rules.epochs(brief.epochs, settings, rows))
+    findings += [
         *equal("batch size", brief.batch_size, trained.get("batch_size")),
         *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
         *equal("loss", brief.criterion, loss, rules.smoothing(criterion)),
     ]
+    if brief.accuracy is not None:
+        findings.append(rules.accuracy(brief.accuracy, history.best, _are_tested(data.test, settings["test_loader"])))
     if brief.scheduler is not None:
         findings.append(rules.learning_rate(brief.scheduler, settings, rows))
     if brief.peak_epoch is not None:
         findings.append(rules.one_cycle(brief.peak_epoch, settings, rows))
     findings += equal("network", brief.model, settings["model"])
     if brief.depth is not None:
-        findings.append(rules.depth(brief.depth, model))
+        findings.append(depth_rule.depth(brief.depth, model, next(iter(data.test))[0]))
     if brief.norm is not None:
-        findings.append(rules.normalization(brief.norm, model, next(iter(data.test))[0]))
+        findings.append(norm_rules.normalization(brief.norm, model, next(iter(data.test))[0]))
     if brief.transforms is not None:
         findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
     if brief.correct is not None:
@@ -106,13 +111,19 @@ def _findings(
     if brief.misclassified is not None:
         findings.append(rules.gallery("misclassified", brief.misclassified, shown, explained))
     if brief.layers is not None:
-        found = None if maps is None else ", ".join(maps)
+        found = None if maps is None else ", ".join(maps) or "none"
         findings += equal("Grad-CAM layers", ", ".join(brief.layers), found)
     if brief.least_map is not None:
         findings.append(rules.map_sizes(brief.least_map, maps))
     if brief.plain_notebook:
         findings.append(rules.plain_notebook(notebook))
     return findings
+
+
+def _are_tested(loader: Any, recorded: dict) -> bool:
+    """Whether a loader's images may be those of the record's tests, by fingerprint, if it has one, and number."""
+    same = recorded.get("fingerprint") == getattr(loader, "fingerprint", None)
+    return same and recorded.get("images") in (None, count_images(loader))
 
 
 def count_images(loader: Any) -> int | None:

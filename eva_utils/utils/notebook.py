@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import sys
-from collections.abc import Callable
+import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -29,18 +31,34 @@ def cells_of(path: str | Path) -> list[str]:
         raise ValueError(f"{path} cannot be read as a notebook ({type(error).__name__}: {error})") from None
 
 
+_NO_PYTHON = {
+    "!", "bash", "bigquery", "cmd", "file", "html", "javascript", "js", "latex", "markdown", "perl", "r", "ruby",
+    "script", "sh", "shell", "sql", "svg", "sx", "system", "writefile",
+}  # fmt: skip
+_TIMED = re.compile(
+    r"^([ \t]*)(?:[\w., \t]+=[ \t]*)?%(?:time|timeit|prun)\b(?:[ \t]+-[\w-]+(?:[ \t]+\d+)?)*[ \t]*", re.MULTILINE
+)
+# %magic, !shell and ?help, each with the lines that a \ joins to it, or the value of one (files = !ls); help?
+_ONLY_IPYTHON = re.compile(
+    r"^([ \t]*)(?:(?:(?:[\w., \t]+=[ \t]*)?[!%]|\?)(?:.*\\\n)*.*|[\w.*%]+\?{1,2}[ \t]*)$", re.MULTILINE
+)
+
+
 def definitions(cell: str) -> list[str]:
     """Return the names of the functions and classes that a cell defines; of a lambda "lambda".
 
-    What is no Python (a cell of another language, or one that cannot have run) defines nothing.
+    A cell that is written to a file or is of another language defines nothing.
+
+    Raises:
+        SyntaxError: the cell is no Python.
     """
-    lines = cell.splitlines()
-    if lines and lines[0].startswith("%%"):  # %%time, %%capture and the like run the Python below them
-        lines = lines[1:]
-    try:
-        tree = ast.parse(_plain_python()("\n".join(lines) + "\n"))
-    except SyntaxError:
-        return []
+    above, code = "", cell
+    while magic := re.match(r"\s*%%(\S+)(.*)\n?", code):  # %%time, %%capture and the like run the Python below them
+        if magic[1].lower() in _NO_PYTHON:
+            return []
+        above += f"%{magic[1]}{magic[2]}\n"
+        code = code[magic.end() :]
+    tree = _parse(_TIMED.sub(r"\1", above + textwrap.dedent(code)))
     named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [
         node.name if isinstance(node, named) else "lambda"
@@ -49,10 +67,12 @@ def definitions(cell: str) -> list[str]:
     ]
 
 
-def _plain_python() -> Callable[[str], str]:
-    """Return what turns IPython's own syntax (!ls, %cd, name?) into Python: IPython's way, where it is installed."""
+def _parse(code: str) -> ast.Module:
+    """Parse Python among IPython's own lines (!ls, %cd, name?), IPython's way where it is installed."""
     try:
         from IPython.core.inputtransformer2 import TransformerManager
     except ImportError:
-        return lambda code: "".join(line for line in code.splitlines(True) if not line.lstrip().startswith(("!", "%")))
-    return TransformerManager().transform_cell
+        with suppress(SyntaxError):
+            return ast.parse(code)  # where a line that begins in % is the rest of a calculation
+        return ast.parse(_ONLY_IPYTHON.sub(r"\1pass", code))
+    return ast.parse(TransformerManager().transform_cell(code + "\n"))

@@ -9,34 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from .batches import are_probabilities
+from .augmentation import Check, augmentation_checks
+from .batches import are_probabilities, check_batch, check_labels
+from .checks import check_loader
 from .failures import explain_failure, is_misfit
 from .images import ImageFiles
 from .loader import Loader
 from .parts import trainable_parameters
 from .runtime import keep_rng
-from .transforms import Normalize
 
 OVERFIT_IMAGES = 16
 LEAST_STEPS, OVERFIT_STEPS = 5, 60
 MOST_SECONDS = 40
-DRAWS = 64
 NO_IMAGE_SHARED = "train and test share no image"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table: what was looked at, whether it passed, what was found and, if not, a likely cause.
-
-    `passed` is None where it cannot be told, for lack of time or of what was meant, which is no failure.
-    """
-
-    name: str
-    passed: bool | None
-    found: str
-    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,14 +63,22 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
 
     Raises:
         TypeError: the arguments are something else.
+        ValueError: the training loader is empty, or its first batch is not (float32 images, int64 labels) of the
+            classes.
     """
-    if not isinstance(model, nn.Module) or not hasattr(data, "train"):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    missing = [name for name in ("train", "test", "classes") if not hasattr(data, name)]
+    if missing:
         raise TypeError(
-            f"preflight takes a model and what load_data returned, not {type(model).__name__} and {type(data).__name__}"
+            "data is what load_data returned, or an object like it with train, test and classes; "
+            f"{type(data).__name__} has no {missing[0]}"
         )
+    check_loader("data.train", data.train)
     with keep_rng():
-        images, labels = next(iter(data.train))
-        images, labels = images[:OVERFIT_IMAGES].cpu(), labels[:OVERFIT_IMAGES].cpu()
+        place = "the first batch of data.train"
+        images, all_labels = check_batch(next(iter(data.train), None), place)
+        images, labels = images[:OVERFIT_IMAGES].cpu(), all_labels[:OVERFIT_IMAGES].cpu()
         trial = copy.deepcopy(model).cpu().train()
         try:
             with torch.no_grad():
@@ -96,6 +90,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
         checks = [_outputs_are_logits(outputs, labels, len(data.classes))]
         if checks[0].passed:
+            check_labels(all_labels, len(data.classes), place)
             checks.append(_starts_near_chance(outputs, labels))
             checks += _learns_by_heart(trial, images, labels)
         if hasattr(data.train, "images") and hasattr(data.test, "images"):
@@ -187,51 +182,3 @@ def _digests(images: Tensor | ImageFiles):
         yield from (hashlib.md5(image.data, usedforsecurity=False).digest() for image in images.cpu().numpy())
     else:
         yield from (hashlib.md5(path.read_bytes(), usedforsecurity=False).digest() for path in images.paths)
-
-
-class _Discarded(nn.Module):
-    """Runs a transform, so that it draws, and returns its input."""
-
-    def __init__(self, transform: nn.Module) -> None:
-        super().__init__()
-        self.transform = transform
-
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        self.transform(images.clone(), generator)
-        return images
-
-
-def augmentation_checks(train: Loader) -> list[Check]:
-    """Check each augmentation of a loader on 64 of its images: what the model is shown must change with it.
-
-    The whole transform runs twice from one seed, the second time with this step's result thrown away; the
-    outcomes must differ. Copies of one image must not all be changed alike.
-    """
-    if isinstance(train.images, Tensor):
-        images = train.images[:DRAWS].cpu()
-    else:
-        images = next(iter(DataLoader(train.images, DRAWS, generator=torch.Generator())))
-    images = images[torch.arange(DRAWS) % len(images)]
-    varied = images[images.float().flatten(1).std(dim=1).argmax()]  # an even image would not show a flip
-    augmentations = [part for part in train.transform if not isinstance(part, Normalize)]
-    if not augmentations:
-        return [Check("augmentation changes pixels", True, "none is asked for")]
-    checks = []
-    for place, part in enumerate(train.transform):
-        if isinstance(part, Normalize):
-            continue
-        without = copy.deepcopy(train.transform).cpu()
-        without[place] = _Discarded(part)
-        seen, unchanged = (way(images.clone(), torch.Generator().manual_seed(0)) for way in (train.transform, without))
-        changed = (seen != unchanged).flatten(1).any(1).float().mean().item()
-        copies = part(varied[None].expand(DRAWS, -1, -1, -1).clone(), torch.Generator().manual_seed(0))
-        kinds = len({copy.numpy().tobytes() for copy in copies})
-        checks.append(
-            Check(
-                f"{type(part).__name__} changes pixels",
-                changed > 0 and kinds > 1,
-                f"{100 * changed:.0f}% of {DRAWS} images changed, {kinds} kinds of {DRAWS} copies of one",
-                "it draws once for the whole batch" if changed else "its result is not what is returned",
-            )
-        )
-    return checks

@@ -18,9 +18,9 @@ from .brief import Audit, audit, count_images
 from .checkpoint import load_weights
 from .gradcam import GradCAM
 from .lock import locked
+from .norm_rules import norm_kinds
 from .notebook import cells_of
 from .predictions import Predictions, Records, predict
-from .rules import norm_kinds
 from .runtime import keep_rng, pick_device, unwrap, versions
 from .summary import summary
 from .verified import DamagedFileError, load_verified, save_verified

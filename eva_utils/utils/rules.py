@@ -1,9 +1,6 @@
 """One function for each kind of rule an assignment has: what was found in a run, and the verdict."""
 
-import copy
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .augmentation import augmentation_checks
 from .names import plural
 from .notebook import cells_of, cells_run_here, definitions
+from .per_image import PerImage
 from .predictions import HITS
-from .preflight import augmentation_checks
-from .runtime import unwrap
 
 PASS, FAIL, UNCHECKED = "pass", "FAIL", "not checked"
 
@@ -33,7 +28,8 @@ class Finding:
     verdict: str
 
 
-def _finding(rule: str, required: str, found: str, passed: bool) -> Finding:
+def judged(rule: str, required: str, found: str, passed: bool) -> Finding:
+    """Return a finding of something that was checked."""
     return Finding(rule, required, found, PASS if passed else FAIL)
 
 
@@ -43,7 +39,7 @@ def equal(rule: str, required: object, found: object, more: str = "") -> list[Fi
         return []
     if found is None:
         return [Finding(rule, _listed(required), "nothing on record", UNCHECKED)]
-    return [_finding(rule, _listed(required), _listed(found) + more, found == required)]
+    return [judged(rule, _listed(required), _listed(found) + more, found == required)]
 
 
 def _listed(value: object) -> str:
@@ -59,30 +55,46 @@ def options(optimizer: dict) -> str:
 
 def smoothing(criterion: dict) -> str:
     """Return a loss's label smoothing in parentheses, or nothing."""
-    smoothing = criterion.get("label_smoothing")
-    return f"(label_smoothing={smoothing})" if smoothing else ""
+    value = criterion.get("label_smoothing")
+    return f"(label_smoothing={value})" if value else ""
+
+
+def epochs(required: int, settings: dict, rows: list[dict]) -> Finding:
+    """Count the epochs, which are to be all that the weights had."""
+    before = settings.get("trained_before", False)
+    found = f"{len(rows)}{', after those of an earlier run' if before else ''}"
+    return judged("epochs", str(required), found, len(rows) == required and not before)
+
+
+def accuracy(required: float, best: dict, of_these: bool) -> Finding:
+    """Compare the best epoch's recorded accuracy with the least one allowed, if it is of the test images."""
+    rule, asked = "test accuracy", f"at least {required:g}%"
+    found = f"{best['test_accuracy']:.2f}% at epoch {best['epoch']}"
+    if not of_these:
+        return Finding(rule, asked, f"{found}, of other images than data.test", UNCHECKED)
+    return judged(rule, asked, found, best["test_accuracy"] >= required)
 
 
 def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
     """Compare the schedule's class; ReduceLROnPlateau is replayed as well and must give every recorded rate."""
     rule, found = "learning rate", settings["scheduler"]["class"]
     if required != "ReduceLROnPlateau":
-        return _finding(rule, required, found, found == required)
+        return judged(rule, required, found, found == required)
     asked = f"{required} makes every change of it"
     if found != required:
-        return _finding(rule, asked, found, False)
+        return judged(rule, asked, found, False)
     warmup = settings.get("warmup", 0)
     if warmup >= len(rows):
-        return _finding(rule, asked, f"the warmup takes all of the {len(rows)} epochs", False)
+        return judged(rule, asked, f"the warmup takes all of the {len(rows)} epochs", False)
     expected = replay_plateau(settings, rows)
     for row, rate in zip(rows, expected, strict=True):
         if not math.isclose(row["lr"], rate, rel_tol=1e-6):
-            return _finding(rule, asked, f"epoch {row['epoch']} ran at {row['lr']:g}; {required} says {rate:g}", False)
+            return judged(rule, asked, f"epoch {row['epoch']} ran at {row['lr']:g}; {required} says {rate:g}", False)
     cuts = [row["epoch"] for before, row in pairwise(rows[max(warmup - 1, 0) :]) if row["lr"] != before["lr"]]
     made = f"cut from epoch {', '.join(map(str, cuts))} on" if cuts else "never cut"
     after = f" after a warmup of {plural(warmup, 'epoch')}" if warmup else ""
     start = settings["optimizer"]["group 0"]["lr"]
-    return _finding(rule, asked, f"{start:g}{after}, {made}; replayed on the record, every epoch agrees", True)
+    return judged(rule, asked, f"{start:g}{after}, {made}; replayed on the record, every epoch agrees", True)
 
 
 def course(settings: dict, rows: list[dict]) -> str:
@@ -98,7 +110,7 @@ def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
     start, highest = settings["optimizer"]["group 0"]["lr"], max(rates)
     epoch, found = rows[rates.index(highest)]["epoch"], course(settings, rows)
     passed = epoch == peak_epoch and highest > max(start, rates[-1]) and rates[-1] >= start * (1 - 1e-6)
-    return _finding("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
+    return judged("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
 
 
 def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
@@ -111,9 +123,9 @@ def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
     scheduler, warmup = settings["scheduler"], settings.get("warmup", 0)
     start = settings["optimizer"]["group 0"]["lr"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=start)
-    options = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
+    kept = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, min_lr=scheduler["min_lrs"][0], **{name: scheduler[name] for name in options}
+        optimizer, min_lr=scheduler["min_lrs"][0], **{name: scheduler[name] for name in kept}
     )
     rates = []
     for row in rows:
@@ -125,100 +137,6 @@ def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
     return rates
 
 
-_SHORTCUTS = {"shortcut", "downsample", "skip", "identity", "projection", "residual"}
-_SHORTCUT_WORDS = {"shortcut", "downsample", "skip"}  # also within a name, as shortcut_conv
-
-
-def depth(required: int, model: nn.Module) -> Finding:
-    """Count convolutions and linear layers, without the 1x1 convolutions of shortcuts."""
-    count = 0
-    for name, module in model.named_modules():
-        pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
-        beside = pointwise and _is_in_shortcut(name, model)
-        count += isinstance(module, nn.Conv2d | nn.Linear) and not beside
-    found = f"{count} in {type(model).__name__}"
-    return _finding("convolutions and linear layers", f"{required}, shortcuts apart", found, count == required)
-
-
-def _is_in_shortcut(name: str, model: nn.Module) -> bool:
-    """Whether a convolution is in a part that is called a shortcut, and is the only one there."""
-    modules, parts = dict(model.named_modules()), name.split(".")
-    for end, part in enumerate(parts, start=1):
-        if part in _SHORTCUTS or _SHORTCUT_WORDS & set(part.split("_")):
-            if isinstance(modules[".".join(parts[:end])], nn.ModuleList):  # of several shortcuts
-                end += 1
-            held = modules[".".join(parts[:end])].modules()
-            if sum(isinstance(module, nn.Conv2d) for module in held) == 1:
-                return True
-    return False
-
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
-)  # fmt: skip
-_ALLOWED = {
-    "LayerNorm": {"layer_norm", "group_norm of one group"},
-    "GroupNorm": {"group_norm", "group_norm of one group"},
-    "BatchNorm": {"batch_norm"},
-}
-NORMALIZATIONS = tuple(_ALLOWED)
-
-
-class _NormCalls(TorchDispatchMode):
-    """Counts the normalizations that run, in modules or not, by kind and whether they are of the model's weights."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        made = (parameter for parameter in model.parameters() if not nn.parameter.is_lazy(parameter))
-        self.weights = {parameter.untyped_storage().data_ptr() for parameter in made}
-        self.calls: Counter[tuple[str, bool]] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
-        if kind and "backward" not in func.__name__:
-            # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
-            one_group = kind[0] == "group_norm" and len(args) > 6 and args[6] == 1
-            of_weights = args[0].untyped_storage().data_ptr() in self.weights
-            self.calls[f"{kind[0]} of one group" if one_group else kind[0], of_weights] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
-    """Look at every normalization module, and at every normalization that runs in training and in evaluation."""
-    allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
-    images = images[:1].expand(2, *images.shape[1:]).to(next(trial.parameters()).device)  # batch norm needs two
-    calls: Counter[tuple[str, bool]] = Counter()
-    for training in (True, False):
-        with torch.no_grad(), _NormCalls(trial) as counted:
-            trial.train(training)(images)
-        calls |= counted.calls
-    norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
-    others = [name for name, module in norms if not _is_norm(required, module)]
-    ran = [f"{count} {kind}{' of weights' if of_weights else ''}" for (kind, of_weights), count in calls.items()]
-    found = ", ".join(f"{count} {kind}" for kind, count in norm_kinds(trial).items()) or "no normalization module"
-    found += f" (a forward pass: {', '.join(ran) or 'no normalization runs'})"
-    if others:
-        found += f"; not {required}: {', '.join(others[:4])}{' …' if len(others) > 4 else ''}"
-    of_activations = {kind for kind, of_weights in calls if not of_weights}  # standardized weights are allowed
-    passed = not others and bool(of_activations) and of_activations <= allowed
-    return _finding("normalization", f"{required} only, shortcuts included", found, passed)
-
-
-def norm_kinds(model: nn.Module) -> Counter[str]:
-    """Count the normalization modules of a model by their class, a GroupNorm of one group apart."""
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    one_group = [isinstance(module, nn.GroupNorm) and module.num_groups == 1 for module in norms]
-    named = (type(module).__name__ for module in norms)
-    return Counter(f"{name} of one group" if one else name for name, one in zip(named, one_group, strict=True))
-
-
-def _is_norm(required: str, module: nn.Module) -> bool:
-    if required == "LayerNorm":
-        return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
-    kind = nn.GroupNorm if required == "GroupNorm" else nn.modules.batchnorm._BatchNorm
-    return isinstance(module, kind)
-
-
 def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> Finding:
     """Compare the recorded steps with the required ones, and see on real images what each of them changes."""
     rule, asked = "training transforms", ", ".join(required) + ", and nothing else" if required else "none"
@@ -227,12 +145,15 @@ def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> 
     steps = [step for step in recorded.split(" -> ") if not step.startswith("Normalize(")]
     found = ", ".join(steps) or "none"
     if repr(loader.transform) != recorded:
-        return _finding(rule, asked, f"{found}; data.train now has {loader.transform!r}", False)
+        return judged(rule, asked, f"{found}; data.train now has {loader.transform!r}", False)
     checks = augmentation_checks(loader)
-    idle = [check for check in checks if not check.passed]
+    idle = [check for check in checks if check.passed is False]
     for check in idle or checks:
         found += f"; {check.name.removesuffix(' changes pixels')}: {check.found}"
-    return _finding(rule, asked, found, tuple(steps) == required and not idle)
+    same, own = tuple(steps) == required, any(isinstance(part, PerImage) for part in loader.transform)
+    if own and required and not same and not idle:
+        return Finding(rule, asked, f"{found}; whether a pipeline of one's own does the same is not known", UNCHECKED)
+    return judged(rule, asked, found, same and not idle)
 
 
 def gallery(
@@ -240,22 +161,26 @@ def gallery(
 ) -> Finding:
     """Compare how many records are shown with how many are required, and their indices with those explained."""
     rule, asked = f"{kind} images", f"{required}, and Grad-CAM of the same"
-    if shown is None or explained is None or kind not in shown or kind not in explained:
+    if shown is None or kind not in shown:
         return Finding(rule, asked, "no gallery was given", UNCHECKED)
     records = shown[kind]
     if not records:
         none = getattr(records, "total", None) == 0
         return Finding(rule, asked, "there is none to show", PASS if none else UNCHECKED)
-    indices, others = _indices(records), _indices(explained[kind])
+    if explained is None:
+        return Finding(rule, asked, f"{len(records)} shown, no Grad-CAM was given", UNCHECKED)
+    indices, others = _indices(records), _indices(explained.get(kind, ()))
     if len(set(indices)) < len(indices):
-        return _finding(rule, asked, "the same image more than once", False)
+        return judged(rule, asked, "the same image more than once", False)
     strays = [record.index for record in records if (record.predicted == record.target) != (kind == HITS)]
     if strays:
-        return _finding(rule, asked, f"#{strays[0]} is not {kind}", False)
+        return judged(rule, asked, f"#{strays[0]} is not {kind}", False)
+    if not others:
+        return judged(rule, asked, f"{len(records)} shown, Grad-CAM explains none", False)
     all_there_are = len(records) < required and getattr(records, "total", None) == len(records)
     same = f"Grad-CAM of {'the same' if indices == others else 'other'} indices"
     found = f"{len(records)}{', all there are' if all_there_are else ''}; {same}"
-    return _finding(rule, asked, found, indices == others and (len(records) >= required or all_there_are))
+    return judged(rule, asked, found, indices == others and (len(records) >= required or all_there_are))
 
 
 def _indices(records: Sequence[Any]) -> list[int]:
@@ -269,7 +194,7 @@ def map_sizes(least: int, maps: Mapping[str, tuple[int, int]] | None) -> Finding
     if not maps:
         return Finding(rule, asked, "no map was given", UNCHECKED)
     found = ", ".join(f"{layer} {height}x{width}" for layer, (height, width) in maps.items())
-    return _finding(rule, asked, found, all(min(size) >= least for size in maps.values()))
+    return judged(rule, asked, found, all(min(size) >= least for size in maps.values()))
 
 
 def plain_notebook(notebook: str | Path | None) -> Finding:
@@ -280,6 +205,14 @@ def plain_notebook(notebook: str | Path | None) -> Finding:
     )
     if cells is None:
         return Finding(rule, asked, "the run was not made in a notebook, and none was given", UNCHECKED)
-    defined = [name for cell in cells for name in definitions(cell)]
+    defined: list[str] = []
+    unread = ""
+    for number, cell in enumerate(cells, start=1):
+        try:
+            defined += definitions(cell)
+        except SyntaxError:
+            unread = unread or f"code cell {number} is no Python; it begins {cell.strip().splitlines()[0][:40]!r}"
+    if unread and not defined:
+        return Finding(rule, asked, f"{where}: {unread}", UNCHECKED)
     found = f"defines {', '.join(defined)}" if defined else f"{len(cells)} code cells, none defines any"
-    return _finding(rule, asked, f"{where}: {found}", not defined)
+    return judged(rule, asked, f"{where}: {found}", not defined)

@@ -1,0 +1,103 @@
+"""The rule of a single kind of normalization: which are in a model, and which run in it."""
+
+import copy
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .rules import Finding, judged
+from .runtime import keep_rng, unwrap
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
+)  # fmt: skip
+_ALLOWED = {
+    "LayerNorm": {"layer_norm", "group_norm of one group"},
+    "GroupNorm": {"group_norm", "group_norm of one group"},
+    "BatchNorm": {"batch_norm"},
+}
+NORMALIZATIONS = tuple(_ALLOWED)
+
+
+class _NormCalls(TorchDispatchMode):
+    """Counts the normalizations that run, in modules or not, by kind and whether they are of the model's weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        made = (parameter for parameter in model.parameters() if not nn.parameter.is_lazy(parameter))
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in made}
+        self.calls: Counter[tuple[str, bool]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
+        if found and "backward" not in func.__name__:
+            kind = found[0]
+            # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
+            if kind == "group_norm" and len(args) > 6 and args[6] == 1:
+                kind = "group_norm of one group"
+            if kind == "batch_norm" and len(args[0]) == 1:  # of one image, to which torch gives the channels of both
+                kind = "instance_norm"
+            self.calls[kind, args[0].untyped_storage().data_ptr() in self.weights] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
+    """Look at every normalization module, and at every normalization that runs in training and in evaluation.
+
+    One of batches may be written by hand: where it is not allowed, an image's logits may not depend on its batch.
+    """
+    allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
+    image = images[:1].to(next(trial.parameters()).device)
+    images = image.expand(2, *image.shape[1:])  # batch norm needs two
+    calls: Counter[tuple[str, bool]] = Counter()
+    for training in (True, False):
+        with torch.no_grad(), _NormCalls(trial) as counted:
+            trial.train(training)(images)
+        calls |= counted.calls
+    norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
+    others = [name for name, module in norms if not _is_norm(required, module)]
+    ran = [f"{count} {kind}{' of weights' if of_weights else ''}" for (kind, of_weights), count in calls.items()]
+    found = ", ".join(f"{count} {kind}" for kind, count in norm_kinds(trial).items()) or "no normalization module"
+    found += f" (a forward pass: {', '.join(ran) or 'no normalization runs'})"
+    if others:
+        found += f"; not {required}: {', '.join(others[:4])}{' …' if len(others) > 4 else ''}"
+    of_activations = {kind for kind, of_weights in calls if not of_weights}  # standardized weights are allowed
+    passed = not others and bool(of_activations) and of_activations <= allowed
+    if passed and "batch_norm" not in allowed and _depends_on_batch(trial, image):
+        passed = False
+        found += "; in training an image's logits depend on the others of its batch"
+    return judged("normalization", f"{required} only, shortcuts included", found, passed)
+
+
+def _depends_on_batch(model: nn.Module, image: Tensor) -> bool:
+    """Whether in training, dropout apart, the logits of an image (1, C, H, W) change with the other of its batch."""
+    logits = []
+    with keep_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for other in (image, 1 + image.std() * torch.randn_like(image)):
+            trial = copy.deepcopy(model).train()
+            for module in trial.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.eval()
+            torch.manual_seed(0)  # what else is drawn, as which blocks are left out, is drawn again
+            logits.append(trial(torch.cat([image, other]))[0])
+    return bool((logits[0] - logits[1]).abs().max() > 1e-3 * logits[0].abs().max())
+
+
+def norm_kinds(model: nn.Module) -> Counter[str]:
+    """Count the normalization modules of a model by their class, a GroupNorm of one group apart."""
+    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+    one_group = [isinstance(module, nn.GroupNorm) and module.num_groups == 1 for module in norms]
+    named = (type(module).__name__ for module in norms)
+    return Counter(f"{name} of one group" if one else name for name, one in zip(named, one_group, strict=True))
+
+
+def _is_norm(required: str, module: nn.Module) -> bool:
+    if required == "LayerNorm":
+        return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+    kind = nn.GroupNorm if required == "GroupNorm" else nn.modules.batchnorm._BatchNorm
+    return isinstance(module, kind)
