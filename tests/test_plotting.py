@@ -102,10 +102,34 @@ def test_a_dozen_histories_are_told_apart_and_leave_room_for_the_curves():
     drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_label() in names}
     assert len(drawn) == 12
     assert all(axis.get_window_extent().height > 250 for axis in figure.axes)
-    long = [f"resnet18_layer_norm_batch128_OneCycleLR_max_lr_{rate}" for rate in (0.1, 0.01)]
-    drawn = plotting.plot_history({name: history([0.1] * 5) for name in long})
-    assert len({text.get_text() for text in drawn.legends[0].get_texts()}) == 4
     assert " layer, best: 55.00%, epoch 4" in labels(plotting.plot_history({"layer": history([0.1] * 5)}).axes[0])
+
+
+LONG_NAMES = [
+    [f"{number}: resnet18_layer_norm_batch128_OneCycleLR_max_lr" for number in range(4)],
+    [f"resnet18_layer_norm_batch128_OneCycleLR_max_lr_{number}" for number in range(4)],
+    [70 * "W" + str(number) for number in range(4)],
+]
+
+
+@pytest.mark.parametrize("names", LONG_NAMES)
+def test_long_names_of_runs_are_told_apart_and_stay_in_the_figure(names):
+    for figure in (
+        plotting.plot_history({name: history([0.1] * 5) for name in names}),
+        plotting.plot_schedule({name: [0.1, 0.2] for name in names}),
+    ):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box, (width, _) = legend.get_window_extent(), figure.canvas.get_width_height()
+        assert box.x0 > 0 and box.x1 < width
+        assert len({text.get_text() for text in legend.get_texts()[:4]}) == 4
+
+
+def test_long_names_of_layers_are_told_apart():
+    layers = ["features.denseblock3", "features.denseblock4", "layer1.1.block.conv2", "layer2.1.block.conv2"]
+    shown, maps = records(LongNames, 1), {layer: torch.rand(1, 32, 32) for layer in layers}
+    titles = [axis.get_title() for axis in plotting.draw_gradcam(shown, LongNames, maps).axes[1::2]]
+    assert len(set(titles)) == 4 and titles[0].startswith("feat") and titles[0].endswith("block3")
 
 
 def test_one_epoch_is_enough_and_none_is_refused():
@@ -126,6 +150,18 @@ def test_a_schedule_by_step_and_by_epoch():
     (axis,) = plotting.plot_schedule(history([0.1, 0.01])).axes
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.01] and axis.get_xlabel() == "epoch"
     assert {" a", " b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
+
+
+def test_a_dozen_schedules_are_told_apart_and_the_legend_covers_none():
+    figure = plotting.plot_schedule({f"schedule {number}": [number + 1.0] * 100 for number in range(12)})
+    figure.draw_without_rendering()
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert len({(line.get_color(), line.get_marker()) for line in axis.lines}) == 12
+    assert [text.get_text() for text in legend.get_texts()] == [f" schedule {number}" for number in range(12)]
+    assert legend.get_window_extent().y1 < axis.bbox.y0 and axis.bbox.height > 200
+    with pytest.raises(TypeError, match="takes a list of rates") as refused:
+        plotting.plot_schedule([*[0.1] * 50_000, "high"])
+    assert len(str(refused.value)) < 200
 
 
 def test_the_finders_curve_marks_its_suggestion():
