@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -381,6 +382,24 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     assert [int(text.get_text()) for text in axis.texts] == counts.flatten().tolist()
     np.testing.assert_allclose(axis.images[0].get_array(), counts / counts.sum(1, keepdim=True).clamp(min=1))
     assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "actual")
+
+
+@pytest.mark.parametrize(("count", "step"), [(76, 1), (100, 2), (200, 3)])
+def test_names_beside_a_large_confusion_matrix_can_be_read(count, step):
+    classes = torch.arange(count)
+    predictions = Predictions(None, torch.eye(count), classes, classes)
+    figure = plotting.plot_confusion(predictions, SimpleNamespace(classes=[f"class {n}" for n in range(count)]))
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    for along, said in ((axis.xaxis, "predicted"), (axis.yaxis, "actual")):
+        texts = along.get_ticklabels()
+        assert along.get_ticklocs().tolist() == list(range(0, count, step))
+        assert [text.get_text() for text in texts] == [f"class {n}" for n in range(0, count, step)]
+        assert all(text.get_fontsize() >= 6 for text in texts)
+        boxes = [text.get_window_extent() for text in texts]
+        assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes))
+        assert along.get_label_text() == said + (f" (one class in {step} is named)" if step > 1 else "")
 
 
 def test_grey_images_and_numbered_classes_of_ones_own():

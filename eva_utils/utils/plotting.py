@@ -33,13 +33,16 @@ __all__ = [
 
 
 def plot_confusion(predictions: Any, data: Any) -> "Figure":
-    """Draw the confusion matrix: a row a true class, coloured by share of the row, with the counts written in.
+    """Draw the confusion matrix: a row a true class, coloured by share of the row.
+
+    Of up to 20 classes the counts are written in; of more than 76 one in so many is named.
 
     Args:
         predictions: what `predict` returned.
         data: what `load_data` returned; names the classes.
 
     Raises:
+        TypeError: `predictions` is something else.
         ValueError: the model has more or fewer outputs than the data has classes.
     """
     if not isinstance(predictions, Predictions):
@@ -52,11 +55,15 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     figure, ((axis,),) = new_figure(1, 1, side * 0.92, side)
     shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
-    names = [shorten(name, 18) for name in data.classes]
-    small = min(9, max(2.5, 440 / size))
-    axis.set_xticks(range(size), names, rotation=90, fontsize=small)
-    axis.set_yticks(range(size), names, fontsize=small)
-    axis.set(xlabel="predicted", ylabel="actual", title=f"{predictions.accuracy:.2f}% of {len(predictions)} images")
+    fontsize = min(9, max(7, 440 / size))
+    step = -(-size // 76)  # names nearer to each other could not be read
+    named = range(0, size, step)
+    names = [shorten(data.classes[number], 18) for number in named]
+    axis.set_xticks(named, names, rotation=90, fontsize=fontsize)
+    axis.set_yticks(named, names, fontsize=fontsize)
+    note = "" if step == 1 else f" (one class in {step} is named)"
+    axis.set(xlabel=f"predicted{note}", ylabel=f"actual{note}")
+    axis.set_title(f"{predictions.accuracy:.2f}% of {len(predictions)} images")
     if size <= 20:
         for row in range(size):
             for column in range(size):
