@@ -95,7 +95,7 @@ ALLOWED = {
     "utils.figures": set(),
     "utils.forward": {"utils.runtime"},
     "utils.cam_figures": {"utils.figures", "utils.gradcam", "utils.panels", "utils.transforms"},
-    "utils.panels": {"utils.transforms"},
+    "utils.panels": {"utils.figures", "utils.transforms"},
     "utils.plotting": {
         "utils.cam_figures",
         "utils.curves",

@@ -12,7 +12,7 @@ from .batches import check_classes
 from .cam_figures import draw_gradcam, plot_gradcam
 from .checks import check_whole
 from .curves import plot_history, plot_lr_find, plot_schedule
-from .figures import BLUE, ORANGE, new_figure, shorten
+from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten, wrap
 from .panels import check_records, heading, hide, show_image
 from .predictions import Predictions
 from .transforms import Normalize, denormalize
@@ -83,18 +83,30 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
     check_records(records, data)
     columns = 5
     rows = max(1, -(-len(records) // columns))
-    figure, axes = new_figure(rows, columns, 0.5 + 2.7 * rows)
-    figure.suptitle(heading(records), fontsize=12)
+    said = [
+        (_named("predicted", data.classes[record.predicted]), _named("actual", data.classes[record.target]))
+        for record in records
+    ]
+    breaks = max((text.count("\n") for pair in said for text in pair), default=0)
+    title = wrap(heading(records, data.classes), 64 * WIDTH, 12)
+    figure, axes = new_figure(rows, columns, 0.5 + 0.2 * title.count("\n") + (2.7 + 0.28 * breaks) * rows)
+    figure.suptitle(title, fontsize=12)
     cells = [axis for row in axes for axis in row]
-    for axis, record in zip(cells, records, strict=False):
+    for axis, record, (predicted, actual) in zip(cells, records, said, strict=False):
         right = record.predicted == record.target
         show_image(axis, denormalize(record.image, data.mean, data.std))
-        named = f"predicted: {shorten(data.classes[record.predicted], 16)}\nconfidence {100 * record.confidence:.0f}%"
-        actual = shorten(data.classes[record.target], 18)
-        axis.set_title(named, fontsize=9, color=BLUE if right else ORANGE)
-        axis.set_xlabel(f"#{record.index}" if right else f"actual: {actual}\n#{record.index}", fontsize=9)
+        confidence = f"confidence {100 * record.confidence:.0f}%"
+        axis.set_title(f"{predicted}\n{confidence}", fontsize=9, color=BLUE if right else ORANGE)
+        axis.set_xlabel(f"#{record.index}" if right else f"{actual}\n#{record.index}", fontsize=9)
     hide(cells[len(records) :])
     return figure
+
+
+def _named(kind: str, name: object) -> str:
+    """Return "actual: cat" as a fifth of the width has room for it, a name that is too long below."""
+    points = 64 * WIDTH / 5  # of the 72 of an inch: neighbours keep apart
+    line = wrap(f"{kind}: {name}", points, 9)
+    return f"{kind}:\n{wrap(name, points, 9)}" if "\n" in line else line
 
 
 def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
