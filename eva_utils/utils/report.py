@@ -1,7 +1,6 @@
 """The full record of a finished run, and the assignment's README written from it."""
 
 import copy
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from .assignments import Brief, find_brief
 from .batches import check_classes
 from .brief import Audit, audit, count_images
 from .checkpoint import latest_state, load_weights
+from .command_note import commands_of
 from .gradcam import GradCAM
 from .history import History
 from .lock import locked
@@ -125,7 +125,7 @@ def write_report(
             "layers_were_named": bool(layers or getattr(trial, "cam_layer", None)),
             "norms": dict(norm_kinds(trial)),
             "versions": versions(),
-            "command": _command(folder),
+            "command": commands_of(folder),
         }
         pages = page.render(record)
         save_verified(folder / RECORD, record)
@@ -291,11 +291,3 @@ def _describe_data(data: Any) -> dict:
     counts = {name: len(found) for name, found in labels.items() if found is not None}
     names = {"classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)}
     return {**names, "source": getattr(data, "source", ""), "images": counts}
-
-
-def _command(folder: Path) -> str | None:
-    """Return the lines of the shell that made the run, if the command line did."""
-    try:
-        return "\n".join(json.loads((folder / "command.json").read_text(encoding="utf-8"))["commands"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
