@@ -738,7 +738,7 @@ def test_a_history_without_an_epoch_is_refused(data):
 def test_briefs_set_options_the_command_line_has(name):
     from conftest import ROOT
 
-    source = (ROOT / "main.py").read_text(encoding="utf-8")
+    source = (ROOT / "eva_utils" / "utils" / "options.py").read_text(encoding="utf-8")
     for option in BRIEFS[name].options:
         assert f'"--{option.replace("_", "-")}"' in source
 

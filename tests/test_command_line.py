@@ -10,7 +10,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+import eva_utils
 from eva_utils.models import create_model, list_models
+from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.history import History
 from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES
@@ -89,7 +91,49 @@ def test_other_data_than_the_runs_is_refused(finished, image_folder):
     printed = run("--evaluate", finished[0], "--data", image_folder, code=2)
     assert "was trained on the classes circle, ring" in printed and "has cat, dog; give the data" in printed
     printed = run("--evaluate", finished[0], "--data", "shapes", "--test-share", 0.5, code=2)
-    assert "--test-share 0.5 would test on images that the run was trained on; its own is 0.25: leave" in printed
+    assert f"--test-share 0.5 is not what {finished[0]} was trained with, --test-share 0.25; leave it out" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "resnet18"], "--model resnet18 is not what {} was trained with, --model small_resnet; leave it"),
+        (["--norm", "layer"], "--norm layer is not what {} was trained with, --norm group; leave it out"),
+        (["--last-stride", "1"], "--last-stride 1 is not what {} was trained with, no --last-stride; leave it out"),
+        (["--standardize"], "--standardize is not what {} was trained with, --no-standardize; leave it out"),
+        (["--seed", "4"], "--seed 4 is not what {} was trained with, --seed 3; leave it out"),
+        (["--preflight"], "--preflight checks before a run and --evaluate scores one; give one of them"),
+    ],
+)
+def test_what_would_change_nothing_of_a_run_that_is_scored_is_refused(finished, capsys, options, said):
+    with pytest.raises(SystemExit):
+        parse(["--evaluate", str(finished[0]), *options])
+    assert capsys.readouterr().err.startswith("main.py: " + said.format(finished[0]))
+
+
+def test_a_run_is_scored_by_its_own_options_also_beside_an_assignment(finished):
+    for options in ([], ["--model", "small_resnet", "--norm", "group", "--seed", "3"], ["--assignment", "eva8_s7"]):
+        args = parse(["--evaluate", str(finished[0]), *options])
+        assert (args.model, args.norm, args.seed, args.test_share, args.size) == (
+            "small_resnet",
+            "group",
+            3,
+            0.25,
+            None,
+        )
+    assert args.data == "cifar10"
+
+
+def test_images_are_resized_as_the_run_that_is_scored_had_them_or_at_will(finished, tmp_path, capsys):
+    assert parse(["--evaluate", str(finished[0]), "--size", "32"]).size == 32
+    note = json.loads((finished[0] / "command.json").read_text())
+    note["options"]["size"] = 64
+    (tmp_path / "command.json").write_text(json.dumps(note))
+    (tmp_path / "history.json").touch()
+    assert parse(["--evaluate", str(tmp_path)]).size == 64
+    with pytest.raises(SystemExit):
+        parse(["--evaluate", str(tmp_path), "--size", "32"])
+    assert f"--size 32 is not what {tmp_path} was trained with, --size 64; leave it out" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_a_run_is_refused(finished):
@@ -141,8 +185,11 @@ def test_an_assignments_warmup_fits_what_is_given(options, warmup):
 
 
 def test_a_run_that_is_made_longer_keeps_its_warmup(tmp_path, capsys):
-    (tmp_path / "command.json").write_text(json.dumps({"options": {"epochs": 1}}))
+    note = {"commands": [], "options": {"epochs": 1}, "classes": [], "mean": [], "std": []}
+    (tmp_path / "command.json").write_text(json.dumps(note))
     longer = ["--assignment", "eva6_s8", "--epochs", "2", "--out", str(tmp_path)]
+    assert (parse(longer).warmup, parse([*longer, "--resume"]).warmup) == (1, 1)  # stopped before its first epoch
+    (tmp_path / "history.json").touch()
     assert (parse(longer).warmup, parse([*longer, "--resume"]).warmup) == (1, 0)
     (tmp_path / "command.json").write_text("{}")
     with pytest.raises(SystemExit):
@@ -150,6 +197,33 @@ def test_a_run_that_is_made_longer_keeps_its_warmup(tmp_path, capsys):
     assert (
         "command.json is not what main.py wrote (KeyError('options')); restore or remove it" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("name", BRIEFS)
+def test_an_assignments_own_options_are_never_refused(name):
+    for options in ([], ["--optimizer", "adam"], ["--scheduler", "plateau"], ["--scheduler", "one_cycle"]):
+        parse(["--assignment", name, "--epochs", "1", *options, "--no-nesterov", "--no-annihilate"])
+    assert parse(["--assignment", name, "--scheduler", "one_cycle", "--peak-epoch", "2"]).peak_epoch == 2
+
+
+def test_a_damaged_note_is_refused_before_the_training(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    check_out = runpy.run_path(str(ROOT / "main.py"))["check_out"]
+    check_out(out, True)
+    (out / "command.json").write_text('{"a": 1}')
+    with pytest.raises(
+        ValueError, match=r"command\.json is not what main\.py wrote \(KeyError\('options'\)\); restore"
+    ):
+        check_out(out, True)
+
+
+def test_a_report_is_of_the_assignments_notebook_if_there_is_an_assignment(monkeypatch):
+    reported = []
+    monkeypatch.setattr(eva_utils, "write_report", lambda *args, **options: reported.append(options["notebook"]))
+    main = runpy.run_path(str(ROOT / "main.py"))
+    for options in ([], ["--assignment", "eva8_s7"], ["--assignment", "speedrun"]):
+        main["report"](main["parse"](options), None, None)
+    assert reported == [None, ROOT / "assignment" / "eva8_s7" / "eva8_s7.ipynb", None]
 
 
 def test_the_speedrun_is_the_published_run():
@@ -198,7 +272,23 @@ WRONG = [
         "unknown brief 'eva6_s': choose one of eva6_s8, eva8_s7, eva6_s9, eva8_s10, speedrun; did you mean 'eva6_s",
     ),
     (["--scheduler", "onecycle"], "unknown scheduler 'onecycle': choose one of plateau, one_cycle; did you mean"),
-    (["--peak-epoch", "12", "--scheduler", "one_cycle"], "peak_epoch is a number above 0 and below 10, not 12.0"),
+    (["--peak-epoch", "12", "--scheduler", "one_cycle"], "--peak-epoch 12 is not before the end of --epochs 10"),
+    (["--peak-epoch", "0", "--scheduler", "one_cycle"], "peak_epoch is a number above 0 and below 10, not 0.0"),
+    (
+        ["--nesterov", "--optimizer", "adam"],
+        "--nesterov does nothing with --optimizer adam; leave it out, or give --optimizer sgd",
+    ),
+    (
+        ["--peak-epoch", "3"],
+        "--peak-epoch 3 does nothing with --scheduler plateau; leave it out, or give --scheduler o",
+    ),
+    (["--lr-min", "0.001"], "--lr-min 0.001 does nothing with --scheduler plateau; leave it out"),
+    (["--annihilate", "--assignment", "eva6_s8"], "--annihilate does nothing with --scheduler plateau; leave it out"),
+    (["--factor", "0.5", "--assignment", "eva8_s7"], "--factor 0.5 does nothing with --scheduler one_cycle; leave"),
+    (["--patience", "3", "--scheduler", "one_cycle"], "--patience 3 does nothing with --scheduler one_cycle; leave"),
+    (["--threshold", "0", "--scheduler", "one_cycle"], "--threshold 0 does nothing with --scheduler one_cycle; leave"),
+    (["--peak-epoch", "3", "--scheduler", "onecycle"], "unknown scheduler 'onecycle': choose one of plateau, one_cyc"),
+    (["--evaluate", "nowhere", "--preflight"], "--preflight checks before a run and --evaluate scores one; give one"),
     (["--label-smoothing", "1"], "label_smoothing is a number from 0 and below 1, not 1.0"),
     (["--warmup", "-1"], "warmup is a whole number from 0 up, not -1"),
     (["--warmup", "10"], "--warmup 10 leaves none of --epochs 10 at the full rate; make it shorter or train longer"),

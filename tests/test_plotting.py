@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from eva_utils.utils import plotting
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM, overlay
 from eva_utils.utils.history import History
-from eva_utils.utils.predictions import Record, Records, predict
+from eva_utils.utils.predictions import Predictions, Record, Records, predict
 from eva_utils.utils.transforms import denormalize
 
 
@@ -102,10 +103,34 @@ def test_a_dozen_histories_are_told_apart_and_leave_room_for_the_curves():
     drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_label() in names}
     assert len(drawn) == 12
     assert all(axis.get_window_extent().height > 250 for axis in figure.axes)
-    long = [f"resnet18_layer_norm_batch128_OneCycleLR_max_lr_{rate}" for rate in (0.1, 0.01)]
-    drawn = plotting.plot_history({name: history([0.1] * 5) for name in long})
-    assert len({text.get_text() for text in drawn.legends[0].get_texts()}) == 4
     assert " layer, best: 55.00%, epoch 4" in labels(plotting.plot_history({"layer": history([0.1] * 5)}).axes[0])
+
+
+LONG_NAMES = [
+    [f"{number}: resnet18_layer_norm_batch128_OneCycleLR_max_lr" for number in range(4)],
+    [f"resnet18_layer_norm_batch128_OneCycleLR_max_lr_{number}" for number in range(4)],
+    [70 * "W" + str(number) for number in range(4)],
+]
+
+
+@pytest.mark.parametrize("names", LONG_NAMES)
+def test_long_names_of_runs_are_told_apart_and_stay_in_the_figure(names):
+    for figure in (
+        plotting.plot_history({name: history([0.1] * 5) for name in names}),
+        plotting.plot_schedule({name: [0.1, 0.2] for name in names}),
+    ):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box, (width, _) = legend.get_window_extent(), figure.canvas.get_width_height()
+        assert box.x0 > 0 and box.x1 < width
+        assert len({text.get_text() for text in legend.get_texts()[:4]}) == 4
+
+
+def test_long_names_of_layers_are_told_apart():
+    layers = ["features.denseblock3", "features.denseblock4", "layer1.1.block.conv2", "layer2.1.block.conv2"]
+    shown, maps = records(LongNames, 1), {layer: torch.rand(1, 32, 32) for layer in layers}
+    titles = [axis.get_title() for axis in plotting.draw_gradcam(shown, LongNames, maps).axes[1::2]]
+    assert len(set(titles)) == 4 and titles[0].startswith("feat") and titles[0].endswith("block3")
 
 
 def test_one_epoch_is_enough_and_none_is_refused():
@@ -126,6 +151,18 @@ def test_a_schedule_by_step_and_by_epoch():
     (axis,) = plotting.plot_schedule(history([0.1, 0.01])).axes
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.01] and axis.get_xlabel() == "epoch"
     assert {" a", " b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
+
+
+def test_a_dozen_schedules_are_told_apart_and_the_legend_covers_none():
+    figure = plotting.plot_schedule({f"schedule {number}": [number + 1.0] * 100 for number in range(12)})
+    figure.draw_without_rendering()
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert len({(line.get_color(), line.get_marker()) for line in axis.lines}) == 12
+    assert [text.get_text() for text in legend.get_texts()] == [f" schedule {number}" for number in range(12)]
+    assert legend.get_window_extent().y1 < axis.bbox.y0 and axis.bbox.height > 200
+    with pytest.raises(TypeError, match="takes a list of rates") as refused:
+        plotting.plot_schedule([*[0.1] * 50_000, "high"])
+    assert len(str(refused.value)) < 200
 
 
 def test_the_finders_curve_marks_its_suggestion():
@@ -192,6 +229,7 @@ def overlaps(figure):
         for text in (axis.title, axis.xaxis.label):
             if text.get_text():
                 boxes.append((text.get_text(), text.get_window_extent()))
+    boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
     clashes = [
         (first, second)
         for number, (first, a) in enumerate(boxes)
@@ -239,6 +277,31 @@ def test_long_class_names_do_not_overlap(count):
         assert overlaps(figure) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["W" * 13, "M" * 16, "W" * 40, "moving van mammoth"])
+def test_wide_class_names_do_not_overlap(name):
+    model = create_model("small_resnet")
+    wide = SimpleNamespace(classes=[name] * 10, mean=LongNames.mean, std=LongNames.std)
+    shown = records_of(model, 7)
+    shown.target = shown.predicted = 3
+    for figure in (
+        plotting.plot_images(shown, wide),
+        plotting.plot_gradcam(model, shown, wide, layers=["layer2"]),
+        plotting.plot_gradcam(model, shown, wide, layers=["layer1", "layer2", "layer3", "layer3.4"]),
+    ):
+        assert overlaps(figure) == ([], [])
+
+
+def test_a_name_that_its_column_has_no_room_for_stands_below_in_lines():
+    names = SimpleNamespace(classes=["cat", "moving van mammoth", "W" * 16], mean=LongNames.mean, std=LongNames.std)
+    shown = [Record(n, torch.zeros(3, 8, 8), target, n, 0.5) for n, target in enumerate((1, 2, 0))]
+    first, second, third = visible(plotting.plot_images(shown, names))
+    assert first.get_title() == "predicted: cat\nconfidence 50%"
+    assert first.get_xlabel() == "actual:\nmoving van mammoth\n#0"
+    assert second.get_title() == "predicted:\nmoving van mammoth\nconfidence 50%"
+    assert second.get_xlabel() == f"actual:\n{'W' * 14}\nWW\n#1"
+    assert third.get_xlabel() == "actual: cat\n#2"
+
+
 def test_captions_beside_many_layers_are_whole():
     model = create_model("small_resnet")
     wide = SimpleNamespace(classes=["AUTOMOBILES"] * 10, mean=LongNames.mean, std=LongNames.std)
@@ -259,12 +322,35 @@ def test_fewer_than_asked_for_or_none_is_said(data):
         assert texts(figure) == ["No misclassified images: there are none to show"] and not visible(figure)
 
 
+def test_the_heading_says_which_classes_were_chosen(data):
+    target, predicted = torch.tensor([0, 0, 1, 0, 3]), torch.tensor([1, 0, 0, 2, 3])
+    chances = torch.nn.functional.one_hot(predicted, 10).float()
+    chosen = Predictions([(torch.zeros(5, 3, 8, 8), target)], chances, predicted, target)
+    names = data.classes
+    for shown, said in (
+        (chosen.wrong(2), "2 misclassified images"),
+        (chosen.wrong(2, target=0), f"2 misclassified images of class {names[0]}"),
+        (chosen.wrong(3, target=0), f"2 misclassified images of class {names[0]}, all there are of the 3 asked for"),
+        (chosen.wrong(1, predicted=0), f"1 misclassified image taken for {names[0]}"),
+        (chosen.wrong(1, target=0, predicted=2), f"1 misclassified image of class {names[0]} taken for {names[2]}"),
+        (chosen.correct(1, target=3), f"1 correctly classified image of class {names[3]}"),
+        (chosen.wrong(2, target=9), f"No misclassified images of class {names[9]}: there are none to show"),
+        (chosen.wrong(2)[:1], "1 image"),
+    ):
+        assert plotting.plot_images(shown, data).get_suptitle() == said
+        maps = {"layer2": torch.ones(len(shown), 8, 8)}
+        assert plotting.draw_gradcam(shown, data, maps).get_suptitle().split("\n")[0] == said
+    with pytest.raises(ValueError, match="records name class 9 and the data has 2 classes"):
+        plotting.plot_images(chosen.wrong(2, target=9), SimpleNamespace(classes="ab", mean=data.mean, std=data.std))
+
+
 def test_panels_show_the_maps_of_the_same_records(data):
     model, layers = create_model("small_resnet"), ["layer1", "layer2"]
     shown = records_of(model, 4)
     figure = plotting.plot_gradcam(model, shown, data, layers=layers)
     images = torch.stack([record.image for record in shown])
     maps = GradCAM(model, layers)(images, [record.predicted for record in shown])
+    assert figure.get_suptitle().endswith("\nGrad-CAM for the predicted class; dark violet: nothing, yellow: most")
     axes = visible(figure)
     assert len(axes) == 4 * 5
     for number, record in enumerate(shown):
@@ -286,6 +372,7 @@ def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
     model = create_model("small_resnet")
     shown = records_of(model, 5, right)
     figure = plotting.plot_gradcam(model, shown, data, layers=["layer2"])
+    assert figure.get_suptitle().endswith("\nGrad-CAM at layer2, 8x8; dark violet: nothing, yellow: most")
     axes = visible(figure)
     assert len(axes) == 5 * cells
     images = torch.stack([record.image for record in shown])
@@ -345,6 +432,24 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     assert [int(text.get_text()) for text in axis.texts] == counts.flatten().tolist()
     np.testing.assert_allclose(axis.images[0].get_array(), counts / counts.sum(1, keepdim=True).clamp(min=1))
     assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "actual")
+
+
+@pytest.mark.parametrize(("count", "step"), [(76, 1), (100, 2), (200, 3)])
+def test_names_beside_a_large_confusion_matrix_can_be_read(count, step):
+    classes = torch.arange(count)
+    predictions = Predictions(None, torch.eye(count), classes, classes)
+    figure = plotting.plot_confusion(predictions, SimpleNamespace(classes=[f"class {n}" for n in range(count)]))
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    for along, said in ((axis.xaxis, "predicted"), (axis.yaxis, "actual")):
+        texts = along.get_ticklabels()
+        assert along.get_ticklocs().tolist() == list(range(0, count, step))
+        assert [text.get_text() for text in texts] == [f"class {n}" for n in range(0, count, step)]
+        assert all(text.get_fontsize() >= 6 for text in texts)
+        boxes = [text.get_window_extent() for text in texts]
+        assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes))
+        assert along.get_label_text() == said + (f" (one class in {step} is named)" if step > 1 else "")
 
 
 def test_grey_images_and_numbered_classes_of_ones_own():
@@ -377,7 +482,7 @@ def test_classes_that_the_data_has_not_are_refused(data):
         plotting.plot_confusion(predictions, data)
     record = Record(index=0, image=torch.zeros(3, 8, 8), target=0, predicted=11, confidence=0.5)
     for draw in (plotting.plot_images, functools.partial(plotting.plot_gradcam, TinyNet(12))):
-        with pytest.raises(ValueError, match="a record names class 11 and the data has 10 classes; pass the data"):
+        with pytest.raises(ValueError, match="records name class 11 and the data has 10 classes; pass the data they"):
             draw([record], data)
 
 

@@ -82,6 +82,8 @@ def test_selection_by_class_pair(predictions):
     records = predictions.wrong(100, target=first, predicted=second)
     assert len(records) == count > 0
     assert {(record.target, record.predicted) for record in records} == {(first, second)}
+    assert (records.target, records.predicted, predictions.wrong(1).target) == (first, second, None)
+    assert records.total == len(predictions.wrong(100)) > count  # what an audit takes for all there are
 
 
 def test_confusion_and_class_accuracy_by_hand(predictions):

@@ -43,6 +43,19 @@ def test_totals_are_the_models_own():
     total = 5 + 192 * 5 + 5
     assert f"Total params: {total}\n" in text
     assert f"Trainable params: {total - 5}\n" in text and "Non-trainable params: 5\n" in text
+
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(10_000_000))
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)[:, :2]) * self.weight[0]
+
+    text = summary(Large(), (3, 512, 512))
+    assert "Input size (MB): 3.00\nForward/backward pass size (MB): 0.00\nParams size (MB): 38.15\n" in text
+    assert "Estimated Total Size (MB): 41.15\n" in text
     assert "Total params: 11,173,962\n" in summary(create_model("resnet18", norm="layer"), (3, 32, 32))
 
 
@@ -55,6 +68,11 @@ def test_a_size_that_is_none_is_refused(tiny_net):
         summary(tiny_net, 32)
     with pytest.raises(ValueError, match=r"does not take \(channels, height, width\) = \(32, 32, 3\)"):
         summary(tiny_net, (32, 32, 3))
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str; pass the model itself"):
+        summary("resnet18", (3, 32, 32))
 
 
 def test_a_model_that_torchsummary_cannot_list_is_named():

@@ -1,6 +1,5 @@
 """Figures of Grad-CAM: maps at several layers, or a gallery at one."""
 
-import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .figures import WIDTH, new_figure, shorten
+from .figures import WIDTH, fit, new_figure, wrap
 from .gradcam import GradCAM, overlay
 from .panels import check_records, frame, heading, hide, in_colour, show_image
 from .transforms import denormalize
@@ -16,8 +15,6 @@ from .transforms import denormalize
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOUR_KEY = "dark blue: nothing, yellow: most"
 
 
 def plot_gradcam(
@@ -77,7 +74,7 @@ def draw_gradcam(
     """
     if not records:
         figure, axes = new_figure(1, 1, 1.2)
-        figure.suptitle(heading(records), fontsize=12)
+        figure.suptitle(wrap(heading(records, data.classes), 64 * WIDTH, 12), fontsize=12)
         hide(axes[0])
         return figure
     sides = {layer: f"{height}x{width}" for layer, (height, width) in (sizes or {}).items()}
@@ -92,19 +89,21 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], s
     columns = 1 + 2 * len(maps)
     cell = max(WIDTH / columns, 1.1)  # inches, which the names above it need
     lines = 3 + any(record.predicted != record.target for record in records)
-    figure, axes = new_figure(len(records), columns, 0.8 + (cell + 0.135 * lines) * len(records), cell * columns)
-    figure.suptitle(f"{heading(records)}: Grad-CAM for the predicted class\n{COLOUR_KEY}", fontsize=12)
+    title = _title(records, data, "Grad-CAM for the predicted class")
+    height = 0.6 + 0.2 * title.count("\n") + (cell + 0.135 * lines) * len(records)
+    figure, axes = new_figure(len(records), columns, height, cell * columns)
+    figure.suptitle(title, fontsize=12)
     for number, (row, record) in enumerate(zip(axes, records, strict=True)):
         image = denormalize(record.image, data.mean, data.std)
         show_image(row[0], image)
-        row[0].set_xlabel(_caption(record, data), fontsize=6.5, loc="left")
+        row[0].set_xlabel(_caption(record, data, 68 * cell), fontsize=6.5, loc="left")
         for place, (layer, layer_maps) in enumerate(maps.items()):
             over, heat = row[1 + 2 * place], row[2 + 2 * place]
             _show_overlay(over, image, layer_maps[number])
             heat.imshow(layer_maps[number].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             frame(heat)
             if number % 5 == 0:
-                over.set_title(shorten(layer, 14), fontsize=9)
+                over.set_title(fit(layer, 64 * cell, 9, end=0.5), fontsize=9)
                 heat.set_title(f"map {sides.get(layer, '')}".strip(), fontsize=9)
     return figure
 
@@ -113,10 +112,15 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     any_wrong = any(record.predicted != record.target for record in records)
     cells, groups = (3, 3) if any_wrong else (2, 4)
     rows = -(-len(records) // groups)
-    names = [[_wrapped(data.classes[number]) for number in (record.predicted, record.target)] for record in records]
+    points = 64 * WIDTH / (cells * groups)
+    names = [
+        [wrap(data.classes[number], points, 8) for number in (record.predicted, record.target)] for record in records
+    ]
     lines = 3.5 + max(name.count("\n") for pair in names for name in pair) + (not (predicted.any() and true.any()))
-    figure, axes = new_figure(rows, cells * groups, 0.8 + (WIDTH / (cells * groups) + 0.14 * lines) * rows)
-    figure.suptitle(f"{heading(records)}: Grad-CAM at {layer}\n{COLOUR_KEY}", fontsize=12)
+    title = _title(records, data, f"Grad-CAM at {layer}")
+    height = 0.6 + 0.2 * title.count("\n") + (WIDTH / (cells * groups) + 0.14 * lines) * rows
+    figure, axes = new_figure(rows, cells * groups, height)
+    figure.suptitle(title, fontsize=12)
     for number, record in enumerate(records):
         row, column = divmod(number, groups)
         group = axes[row][cells * column : cells * (column + 1)]
@@ -133,20 +137,22 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     return figure
 
 
+def _title(records: Sequence[Any], data: Any, shown: str) -> str:
+    """Return which images there are, what is shown of them, and how to read its colours."""
+    lines = heading(records, data.classes), f"{shown}; dark violet: nothing, yellow: most"
+    return "\n".join(wrap(line, 64 * WIDTH, 12) for line in lines)
+
+
 def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
     show_image(axis, overlay(in_colour(image), map_))
     if not map_.any():
         axis.set_xlabel(f"{axis.get_xlabel()}\nnothing stands out".strip(), fontsize=7)
 
 
-def _caption(record: Any, data: Any) -> str:
-    predicted, actual = (shorten(data.classes[number], 11) for number in (record.predicted, record.target))
-    lines = [f"#{record.index}", f"predicted: {predicted}", f"confidence {100 * record.confidence:.0f}%"]
-    return "\n".join(lines if record.predicted == record.target else [*lines, f"actual: {actual}"])
-
-
-def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(shorten(name), 13))
+def _caption(record: Any, data: Any, points: float) -> str:
+    predicted, actual = f"predicted: {data.classes[record.predicted]}", f"actual: {data.classes[record.target]}"
+    lines = [f"#{record.index}", predicted, f"confidence {100 * record.confidence:.0f}%", actual]
+    return "\n".join(fit(line, points, 6.5) for line in lines[: 3 + (record.predicted != record.target)])
 
 
 def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], classes: Sequence[str]) -> None:

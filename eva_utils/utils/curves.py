@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .figures import BLUE, COLOURS, GREY, ORANGE, new_figure, shorten, tidy
+from .figures import BLUE, COLOURS, GREY, ORANGE, WIDTH, fit, new_figure, tidy
 from .history import History
 
 if TYPE_CHECKING:
@@ -28,10 +28,27 @@ def _drops(rates: list[float]) -> list[int]:
     return [at for at in range(1, len(rates)) if rates[at] < rates[at - 1] and (holds[at - 1] or holds[at + 1])]
 
 
-def _run_name(name: object) -> str:
-    """Return the name of a run as a legend has room for it; names of runs differ at their ends."""
-    text = str(name)
-    return shorten(text if len(text) <= 48 else f"{text[:20]}…{text[-27:]}", 48)
+def _line(number: int, points: int) -> dict[str, Any]:
+    """Return colour and marks that tell a run of so many points from the others."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
+        "markevery": max(1, points // 30),
+    }
+
+
+def _label(name: object, width: float, more: str = "") -> str:
+    """Return the name of a run, and more, as a column of a legend that is half a figure of this width has room for it.
+
+    Names of runs differ at their ends. Of a label that begins with an underscore matplotlib says nothing, hence the
+    space before it.
+    """
+    return f" {fit(f'{name}', 36 * width - 60 - 4.6 * len(more), 8, end=0.5)}{more}"
+
+
+def _legend_below(figure: "Figure", axis: "Axes", columns: int) -> None:
+    """Put the legend of an axis below the figure, where it covers no curve."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def plot_history(history: History | Mapping[str, History], tested: str = "test") -> "Figure":
@@ -58,29 +75,13 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
     alone = isinstance(history, History)
     figure, (axes,) = new_figure(1, 2, 4.0 + (0 if alone else 0.16 * -(-len(runs) // 2)))
     for number, (name, run) in enumerate(runs.items()):
-        best = run.best
-        epochs = [row["epoch"] for row in run.rows]
-        drops = _drops([row["lr"] for row in run.rows])
-        share = f"{best['test_accuracy']:.2f}%, epoch {best['epoch']}"
-        # matplotlib leaves out what begins with an underscore, hence the space before a run's own name
-        names = ("train", tested, f"best: {share}") if alone else ("_", f" {_run_name(name)}, best: {share}", "_")
-        colours = (BLUE, ORANGE) if alone else (COLOURS[number % len(COLOURS)],) * 2
-        marks: dict[str, Any] = {
-            "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
-            "markevery": max(1, len(epochs) // 30),
-        }
-        for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-            train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
-            axis.plot(epochs, train, color=colours[0], linestyle="--", label=names[0], **marks)
-            axis.plot(epochs, test, color=colours[1], label=names[1], **marks)
-            (ring,) = axis.plot(best["epoch"], best[f"test_{kind}"], "o", color=colours[1], label=names[2])
-            ring.set(markersize=11, fillstyle="none")
-            if kind == "loss" and max(test) > 10 * max(train) and min(train + test) > 0:
-                axis.set_yscale("log")  # else one diverged epoch flattens all the others
-            if alone:
-                for place, epoch in enumerate(drops):
-                    line = axis.axvline(epochs[epoch] - 0.5, color=GREY, linewidth=1, linestyle=":")
-                    line.set_label("_" if place else "rate drops")
+        best = f"best: {run.best['test_accuracy']:.2f}%, epoch {run.best['epoch']}"
+        line = _line(number, len(run))
+        if alone:
+            _draw_run(axes, run, line, line | {"color": ORANGE}, ("train", tested, best))
+            _draw_drops(axes, run)
+        else:
+            _draw_run(axes, run, line, line, ("_", _label(name, WIDTH, f", {best}"), "_"))
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
         _count_along_x(axis, max(len(run) for run in runs.values()))
@@ -88,10 +89,31 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
     if not alone:
         axes[0].plot([], [], color=GREY, linestyle="--", label="train")
         axes[0].plot([], [], color=GREY, label=tested)
-    # below the axes, where it covers no curve
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4 if alone else 2, fontsize=8)
+    _legend_below(figure, axes[0], 4 if alone else 2)
     return figure
+
+
+def _draw_run(
+    axes: Sequence["Axes"], run: History, train_line: dict[str, Any], test_line: dict[str, Any], labels: Sequence[str]
+) -> None:
+    """Draw loss and accuracy of a run, its best epoch in a ring; the labels are of training, test and best epoch."""
+    epochs = [row["epoch"] for row in run.rows]
+    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+        train, test = ([row[f"{part}_{kind}"] for row in run.rows] for part in ("train", "test"))
+        axis.plot(epochs, train, linestyle="--", label=labels[0], **train_line)
+        axis.plot(epochs, test, label=labels[1], **test_line)
+        (ring,) = axis.plot(run.best["epoch"], run.best[f"test_{kind}"], "o", color=test_line["color"], label=labels[2])
+        ring.set(markersize=11, fillstyle="none")
+        if kind == "loss" and max(test) > 10 * max(train) and min(train + test) > 0:
+            axis.set_yscale("log")  # else one diverged epoch flattens all the others
+
+
+def _draw_drops(axes: Sequence["Axes"], run: History) -> None:
+    """Draw a line before each epoch at which the rate drops; the first is labelled."""
+    for axis in axes:
+        for number, place in enumerate(_drops([row["lr"] for row in run.rows])):
+            line = axis.axvline(run.rows[place]["epoch"] - 0.5, color=GREY, linewidth=1, linestyle=":")
+            line.set_label("_" if number else "rate drops")
 
 
 def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | History, unit: str = "step") -> "Figure":
@@ -115,22 +137,24 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
         named = rates if isinstance(rates, Mapping) else {"": rates}
         runs = {name: [float(rate) for rate in values] for name, values in named.items()}
     except (TypeError, ValueError):
-        raise TypeError(f"plot_schedule takes a list of rates, several by name, or a history, not {rates!r}") from None
+        raise TypeError(
+            f"plot_schedule takes a list of rates, several by name, or a history, not {rates!r:.60}"
+        ) from None
     if not all(len(values) for values in runs.values()) or not runs:
         raise ValueError("there is no rate to draw; pass at least one for each name")
-    figure, ((axis,),) = new_figure(1, 1, 3.2, 6.0)
+    width, rows = 6.0, -(-len(runs) // 2) if len(runs) > 1 else 0
+    figure, ((axis,),) = new_figure(1, 1, 3.2 + 0.16 * rows, width)
     for number, (name, values) in enumerate(runs.items()):
         drawn = "steps-mid" if len(values) <= 60 else "default"
-        dot = "." if len(values) <= 60 else None
-        colour = COLOURS[number % len(COLOURS)]
-        axis.plot(
-            range(1, len(values) + 1), values, drawstyle=drawn, marker=dot, color=colour, label=f" {_run_name(name)}"
-        )
+        line = _line(number, len(values))
+        if number < len(COLOURS) and len(values) > 60:
+            line["marker"] = ""  # a dot would seem to be a step, and the colour is its own
+        axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, label=_label(name, width), **line)
     axis.set(xlabel=unit, ylabel="learning rate")
     _count_along_x(axis, max(len(values) for values in runs.values()))
     tidy(axis)
     if len(runs) > 1:
-        axis.legend(fontsize=8, framealpha=0.6)
+        _legend_below(figure, axis, 2)
     return figure
 
 

@@ -1,7 +1,9 @@
 """What all figures share: colours, size, style, and how one becomes a file."""
 
 import io
-from collections.abc import Iterator
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,45 @@ def tidy(axis: "Axes") -> None:
 
 def shorten(name: object, width: int = 22) -> str:
     """Return a name as text of at most so many characters, in which matplotlib sees no formula."""
-    text = str(name)
-    text = text if len(text) <= width else text[: width - 1] + "…"
+    return _escape(cut(str(name), width))
+
+
+def fit(name: object, points: float, fontsize: float, end: float = 0.0) -> str:
+    """Return a name as one line of at most so many points; of what is kept the share `end` is the name's end."""
+    text = str(name)[: int(points)]
+    width_of = _ruler(text, fontsize)
+    cuts = (cut(text, width, end) for width in range(len(text), 1, -1))
+    return _escape(next((line for line in cuts if width_of(line) <= points), cut(text, 1)))
+
+
+def wrap(name: object, points: float, fontsize: float, lines: int = 2) -> str:
+    """Return a name in at most so many lines of at most so many points."""
+    text = str(name)[: lines * int(points)]
+    width_of = _ruler(text, fontsize)
+    wrapped = (textwrap.wrap(text, width) for width in range(len(text), 0, -1))
+    rows = next((rows for rows in wrapped if max(map(width_of, rows), default=0) <= points), [])
+    if len(rows) > lines:
+        rows = [*rows[: lines - 1], " ".join(rows[lines - 1 :])]
+    return "\n".join(fit(row, points, fontsize) for row in rows)
+
+
+def _ruler(text: str, fontsize: float) -> Callable[[str], float]:
+    """Return what measures in points, in the font in force, lines of the characters of a text."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=fontsize)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that the font has not: they are warned of when drawn
+        width = {one: text_to_path.get_text_width_height_descent(one, font, ismath=False)[0] for one in {*text, *" …"}}
+    return lambda line: sum(width[character] for character in line)
+
+
+def cut(text: str, width: int, end: float = 0.0) -> str:
+    """Return a text cut to so many characters; of what is kept the share `end` is the text's end."""
+    kept = round(end * (width - 1))
+    return text if len(text) <= width else f"{text[: width - 1 - kept]}…{text[len(text) - kept :]}"
+
+
+def _escape(text: str) -> str:
     return text.replace("$", r"\$")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .figures import cut
 from .names import plural
 from .transforms import unclamped_pixels
 
@@ -28,11 +29,12 @@ def check_records(records: Any, data: Any) -> None:
             f"data is what load_data returned, or any object with classes, mean and std; {type(data).__name__} has no "
             f"{missing[0]}"
         )
-    highest = max((max(record.predicted, record.target) for record in records), default=0)
+    numbers = [number for said in (records, *records) for number in _classes_of(said)]
+    highest = max(numbers, default=0)
     if highest >= len(data.classes):
         raise ValueError(
-            f"a record names class {highest} and the data has {len(data.classes)} classes; pass the data it is of, and "
-            "build and train the model with num_classes=len(data.classes)"
+            f"records name class {highest} and the data has {len(data.classes)} classes; pass the data they are of, "
+            "and build and train the model with num_classes=len(data.classes)"
         )
     pixels = [value for record in records for value in unclamped_pixels(record.image, data.mean, data.std).aminmax()]
     if pixels and (min(pixels) < -0.05 or max(pixels) > 1.05):
@@ -43,12 +45,21 @@ def check_records(records: Any, data: Any) -> None:
         )
 
 
-def heading(records: Sequence[Any]) -> str:
-    """Say what is shown, and whether it is less than was asked for."""
+def _classes_of(said: Any) -> list[int]:
+    """Return the numbers of the classes that a record, or records chosen by class, are of."""
+    numbers = [getattr(said, name, None) for name in ("target", "predicted")]
+    return [number for number in numbers if number is not None]
+
+
+def heading(records: Sequence[Any], classes: Sequence[Any]) -> str:
+    """Say what is shown, of which classes if they were chosen, and whether it is less than was asked for."""
     kind, asked = getattr(records, "kind", ""), getattr(records, "asked", len(records))
+    target, predicted = getattr(records, "target", None), getattr(records, "predicted", None)
+    chosen = "" if target is None else f" of class {cut(str(classes[target]), 22)}"
+    chosen += "" if predicted is None else f" taken for {cut(str(classes[predicted]), 22)}"
     if not records:
-        return f"No {kind} images: there are none to show".replace("  ", " ")
-    shown = plural(len(records), f"{kind} image".strip())
+        return f"No {kind} images{chosen}: there are none to show".replace("  ", " ")
+    shown = plural(len(records), f"{kind} image".strip()) + chosen
     return shown if len(records) >= asked else f"{shown}, all there are of the {asked} asked for"
 
 

@@ -12,7 +12,7 @@ from .batches import check_classes
 from .cam_figures import draw_gradcam, plot_gradcam
 from .checks import check_whole
 from .curves import plot_history, plot_lr_find, plot_schedule
-from .figures import BLUE, ORANGE, new_figure, shorten
+from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten, wrap
 from .panels import check_records, heading, hide, show_image
 from .predictions import Predictions
 from .transforms import Normalize, denormalize
@@ -33,13 +33,16 @@ __all__ = [
 
 
 def plot_confusion(predictions: Any, data: Any) -> "Figure":
-    """Draw the confusion matrix: a row a true class, coloured by share of the row, with the counts written in.
+    """Draw the confusion matrix: a row a true class, coloured by share of the row.
+
+    Of up to 20 classes the counts are written in; of more than 76 one in so many is named.
 
     Args:
         predictions: what `predict` returned.
         data: what `load_data` returned; names the classes.
 
     Raises:
+        TypeError: `predictions` is something else.
         ValueError: the model has more or fewer outputs than the data has classes.
     """
     if not isinstance(predictions, Predictions):
@@ -52,11 +55,15 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     figure, ((axis,),) = new_figure(1, 1, side * 0.92, side)
     shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
-    names = [shorten(name, 18) for name in data.classes]
-    small = min(9, max(2.5, 440 / size))
-    axis.set_xticks(range(size), names, rotation=90, fontsize=small)
-    axis.set_yticks(range(size), names, fontsize=small)
-    axis.set(xlabel="predicted", ylabel="actual", title=f"{predictions.accuracy:.2f}% of {len(predictions)} images")
+    fontsize = min(9, max(7, 440 / size))
+    step = -(-size // 76)  # names nearer to each other could not be read
+    named = range(0, size, step)
+    names = [shorten(data.classes[number], 18) for number in named]
+    axis.set_xticks(named, names, rotation=90, fontsize=fontsize)
+    axis.set_yticks(named, names, fontsize=fontsize)
+    note = "" if step == 1 else f" (one class in {step} is named)"
+    axis.set(xlabel=f"predicted{note}", ylabel=f"actual{note}")
+    axis.set_title(f"{predictions.accuracy:.2f}% of {len(predictions)} images")
     if size <= 20:
         for row in range(size):
             for column in range(size):
@@ -76,18 +83,30 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
     check_records(records, data)
     columns = 5
     rows = max(1, -(-len(records) // columns))
-    figure, axes = new_figure(rows, columns, 0.5 + 2.7 * rows)
-    figure.suptitle(heading(records), fontsize=12)
+    said = [
+        (_named("predicted", data.classes[record.predicted]), _named("actual", data.classes[record.target]))
+        for record in records
+    ]
+    breaks = max((text.count("\n") for pair in said for text in pair), default=0)
+    title = wrap(heading(records, data.classes), 64 * WIDTH, 12)
+    figure, axes = new_figure(rows, columns, 0.5 + 0.2 * title.count("\n") + (2.7 + 0.28 * breaks) * rows)
+    figure.suptitle(title, fontsize=12)
     cells = [axis for row in axes for axis in row]
-    for axis, record in zip(cells, records, strict=False):
+    for axis, record, (predicted, actual) in zip(cells, records, said, strict=False):
         right = record.predicted == record.target
         show_image(axis, denormalize(record.image, data.mean, data.std))
-        named = f"predicted: {shorten(data.classes[record.predicted], 16)}\nconfidence {100 * record.confidence:.0f}%"
-        actual = shorten(data.classes[record.target], 18)
-        axis.set_title(named, fontsize=9, color=BLUE if right else ORANGE)
-        axis.set_xlabel(f"#{record.index}" if right else f"actual: {actual}\n#{record.index}", fontsize=9)
+        confidence = f"confidence {100 * record.confidence:.0f}%"
+        axis.set_title(f"{predicted}\n{confidence}", fontsize=9, color=BLUE if right else ORANGE)
+        axis.set_xlabel(f"#{record.index}" if right else f"{actual}\n#{record.index}", fontsize=9)
     hide(cells[len(records) :])
     return figure
+
+
+def _named(kind: str, name: object) -> str:
+    """Return "actual: cat" as a fifth of the width has room for it, a name that is too long below."""
+    points = 64 * WIDTH / 5  # of the 72 of an inch: neighbours keep apart
+    line = wrap(f"{kind}: {name}", points, 9)
+    return f"{kind}:\n{wrap(name, points, 9)}" if "\n" in line else line
 
 
 def plot_augmentations(loader: Any, n: int = 16) -> "Figure":

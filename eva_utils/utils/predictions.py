@@ -35,14 +35,22 @@ class Record:
 
 
 class Records(list[Record]):
-    """Records in order, with their `kind`, how many were `asked` for and how many there are of the kind in `total`.
+    """Records in order, and what they were chosen by.
 
-    The kind is `MISTAKES` or `HITS`.
+    Attributes:
+        kind: `MISTAKES` or `HITS`.
+        asked: how many were asked for.
+        total: how many there are of the kind, whatever their classes.
+        target, predicted: the classes they were chosen by, None where any would do.
     """
 
-    def __init__(self, records: list[Record], kind: str, asked: int, total: int) -> None:
+    def __init__(
+        self, records: list[Record], kind: str, asked: int, total: int, target: int | None = None,
+        predicted: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(records)
         self.kind, self.asked, self.total = kind, asked, total
+        self.target, self.predicted = target, predicted
 
 
 class Predictions:
@@ -134,7 +142,7 @@ class Predictions:
         with keep_rng():
             if self._rng:  # so that a loader which draws yields the very images that were predicted
                 set_rng_state(self._rng)
-            return Records(self._records(positions[:n].tolist()), kind, n, total)
+            return Records(self._records(positions[:n].tolist()), kind, n, total, target, predicted)
 
     def _records(self, positions: list[int]) -> list[Record]:
         """Fetch the images at these positions by passing over the loader again, as far as needed."""

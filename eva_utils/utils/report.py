@@ -1,7 +1,6 @@
 """The full record of a finished run, and the assignment's README written from it."""
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from .assignments import Brief, find_brief
 from .batches import check_classes
 from .brief import Audit, audit, count_images
 from .checkpoint import load_weights
+from .command_note import commands_of
 from .gradcam import GradCAM
 from .lock import locked
 from .norm_rules import norm_kinds
@@ -139,7 +139,7 @@ def write_report(
             "layers_were_named": bool(named or getattr(trial, "cam_layer", None)),
             "norms": dict(norm_kinds(trial)),
             "versions": versions(),
-            "command": _command(folder),
+            "command": commands_of(folder),
         }
         pages = page.render(record)
         save_verified(folder / RECORD, record)
@@ -207,11 +207,3 @@ def _describe_data(data: Any) -> dict:
     names = {"classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)}
     known = {name: count for name, count in counts.items() if count is not None}
     return {**names, "source": getattr(data, "source", ""), "images": known}
-
-
-def _command(folder: Path) -> str | None:
-    """Return the lines of the shell that made the run, if the command line did."""
-    try:
-        return "\n".join(json.loads((folder / "command.json").read_text(encoding="utf-8"))["commands"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
