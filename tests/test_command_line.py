@@ -49,7 +49,7 @@ def run(*arguments, code=0):
 def finished(tmp_path_factory):
     """A run of one epoch, continued for a second; returns its folder and what was printed."""
     out = tmp_path_factory.mktemp("runs") / "demo"
-    options = ["--data", "shapes", "--limit", 64, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
+    options = ["--data", "shapes", "--limit", 24, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
     options += ["--seed", 3, "--test-share", 0.25, "--label-smoothing", 0.1]
     printed = run(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
     return out, printed
@@ -66,7 +66,7 @@ def test_a_run_writes_its_record_weights_and_curves(finished):
     assert note["options"]["norm"] == "group" and note["classes"][0] == "circle"
     report = (out / "README.md").read_text(encoding="utf-8")
     assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in report
-    line = f"python main.py --data shapes --limit 64 --recipe eva6_s8 --norm group --out {out}"
+    line = f"python main.py --data shapes --limit 24 --recipe eva6_s8 --norm group --out {out}"
     line += " --seed 3 --test-share 0.25 --label-smoothing 0.1 --epochs"
     assert f"{line} 1\n{line} 2 --resume\n" in report
     assert f"{out}/README.md is written" in first and f"{out}/README.md is written" in second
@@ -75,7 +75,7 @@ def test_a_run_writes_its_record_weights_and_curves(finished):
 def test_a_finished_run_is_scored_again_as_recorded(finished):
     out, _ = finished
     history = History.from_json((out / "history.json").read_text())
-    printed = run("--evaluate", out, "--data", "shapes", "--limit", 64)
+    printed = run("--evaluate", out, "--data", "shapes", "--limit", 24)
     for which, row in (("best", history.best), ("last", history.rows[-1])):
         assert f"{which}.pt, epoch {row['epoch']}: " in printed
         score = f"({row['test_accuracy']:.2f}%), loss {row['test_loss']:.4f}; "
@@ -83,7 +83,7 @@ def test_a_finished_run_is_scored_again_as_recorded(finished):
 
 
 def test_other_images_than_the_records_are_said_to_be_so(finished):
-    said = run("--evaluate", finished[0], "--data", "shapes", "--limit", 40)
+    said = run("--evaluate", finished[0], "--data", "shapes", "--limit", 16)
     assert "% of other images than these (another dataset, --limit or --validation), loss" in said
 
 
@@ -139,14 +139,14 @@ def test_images_are_resized_as_the_run_that_is_scored_had_them_or_at_will(finish
 def test_a_folder_that_holds_a_run_is_refused(finished):
     out, _ = finished
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    assert "already holds a run" in run("--out", out, "--limit", 64, code=2)
+    assert "already holds a run" in run("--out", out, "--limit", 24, code=2)
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_a_run_without_its_command_is_scored_on_the_images_of_its_own_seed(finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "run")
     (out / "command.json").unlink()  # as of a run made in a notebook
-    printed = run("--evaluate", out, "--data", "shapes", "--limit", 64, "--norm", "group", "--test-share", 0.25)
+    printed = run("--evaluate", out, "--data", "shapes", "--limit", 24, "--norm", "group", "--test-share", 0.25)
     assert "of the same images" in printed and "other images" not in printed
 
 

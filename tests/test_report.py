@@ -473,7 +473,7 @@ def test_a_model_without_a_map_has_a_report_without_gradcam(tmp_path, data):
         report = write_report(tmp_path / "run", model, data, Brief("t", "o", misclassified=20, least_map=5))
     text = report.path.read_text(encoding="utf-8")
     assert text.count("There is none: no convolution gives a map of at least 5x5.") == 2
-    assert [finding.verdict for finding in report.audit.findings] == ["not checked", "not checked"]
+    assert [finding.verdict for finding in report.audit.findings] == ["FAIL", "not checked"]
 
 
 def tokens_as_map(output):

@@ -8,6 +8,18 @@ import textwrap
 from contextlib import suppress
 from pathlib import Path
 
+_NO_PYTHON = {
+    "!", "bash", "bigquery", "cmd", "file", "html", "javascript", "js", "latex", "markdown", "perl", "r", "ruby",
+    "script", "sh", "shell", "sql", "svg", "sx", "system", "writefile",
+}  # fmt: skip
+_TIMED = re.compile(
+    r"^([ \t]*)(?:[\w., \t]+=[ \t]*)?%(?:time|timeit|prun)\b(?:[ \t]+-[\w-]+(?:[ \t]+\d+)?)*[ \t]*", re.MULTILINE
+)
+# %magic, !shell and ?help, each with the lines that a \ joins to it, or the value of one (files = !ls); help?
+_ONLY_IPYTHON = re.compile(
+    r"^([ \t]*)(?:(?:(?:[\w., \t]+=[ \t]*)?[!%]|\?)(?:.*\\\n)*.*|[\w.*%]+\?{1,2}[ \t]*)$", re.MULTILINE
+)
+
 
 def cells_run_here() -> list[str] | None:
     """Return the code cells that have run in this notebook, as they were typed, or None outside one."""
@@ -29,19 +41,6 @@ def cells_of(path: str | Path) -> list[str]:
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a notebook ({type(error).__name__}: {error})") from None
-
-
-_NO_PYTHON = {
-    "!", "bash", "bigquery", "cmd", "file", "html", "javascript", "js", "latex", "markdown", "perl", "r", "ruby",
-    "script", "sh", "shell", "sql", "svg", "sx", "system", "writefile",
-}  # fmt: skip
-_TIMED = re.compile(
-    r"^([ \t]*)(?:[\w., \t]+=[ \t]*)?%(?:time|timeit|prun)\b(?:[ \t]+-[\w-]+(?:[ \t]+\d+)?)*[ \t]*", re.MULTILINE
-)
-# %magic, !shell and ?help, each with the lines that a \ joins to it, or the value of one (files = !ls); help?
-_ONLY_IPYTHON = re.compile(
-    r"^([ \t]*)(?:(?:(?:[\w., \t]+=[ \t]*)?[!%]|\?)(?:.*\\\n)*.*|[\w.*%]+\?{1,2}[ \t]*)$", re.MULTILINE
-)
 
 
 def definitions(cell: str) -> list[str]:

@@ -115,7 +115,7 @@ def write_report(
                 trial,
                 data,
                 shown={kind: gallery["records"] for kind, gallery in galleries.items()},
-                explained={kind: gallery["explained"] for kind, gallery in galleries.items()} if maps else None,
+                explained={kind: gallery["explained"] for kind, gallery in galleries.items()},
                 maps=maps,
                 notebook=notebook,
             )
