@@ -20,12 +20,12 @@ setup(
     packages=find_packages(include=["eva_utils", "eva_utils.*"]),
     install_requires=[
         "torch>=2.6",  # tensors, models, training
-        "torchvision>=0.21",  # the CIFAR-10 download
+        "torchvision>=0.21",  # downloads of datasets, resizing
         "numpy>=1.24",  # drawing the shapes, reading files, seeds
         "matplotlib>=3.7",  # figures
         "torchsummary>=1.5",  # the table of layers
         "tqdm>=4.60",  # the progress bar
-        "opencv-python>=4.7",  # drawing the shapes
+        "opencv-python>=4.7",  # drawing the shapes, the colours of a Grad-CAM overlay
         "pillow>=10",  # decoding files: it names truncated ones and knows palettes, alpha and EXIF
     ],
     extras_require={

@@ -4,6 +4,8 @@ Each trains the small residual network from the same seed for a few epochs on th
 that of the bare training step, the ways interleaved.
 """
 
+from pathlib import Path
+
 import common  # first: it finds the package
 import torch
 from fit_speed import bare_steps
@@ -60,7 +62,7 @@ def main():
         f"Each line: what it averages over; parameters; speed of the training step; accuracy on {args.held_out} "
         f"held-out images ({source}) after {args.epochs} epochs of {args.images}; one seed."
     )
-    common.publish("Norm laboratory, small_resnet", rows, note)
+    common.publish(f"Norm laboratory, small_resnet on {Path(args.data).name}", rows, note)
 
 
 if __name__ == "__main__":
