@@ -60,7 +60,7 @@ def test_one_cycle_keeps_the_ratio_of_the_groups_and_a_rate_of_0():
         ({"peak_epoch": 6}, "peak_epoch is a number above 0 and below 6, not 6"),
         (
             {"peak_epoch": 0.1},
-            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); make the batches",
+            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); give a smaller batch_size=",
         ),
         ({"epochs": 0}, "epochs is a whole number from 1 up, not 0"),
     ],

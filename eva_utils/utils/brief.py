@@ -65,6 +65,7 @@ def audit(
 
     Raises:
         ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
+        TypeError: the brief is neither a name nor a `Brief`.
     """
     with keep_rng():
         return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))

@@ -66,8 +66,8 @@ def one_cycle(
     check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
     if peak_epoch * steps_per_epoch <= 1:
         raise ValueError(
-            f"peak_epoch={peak_epoch:g} puts the peak on the first batch (an epoch has {steps_per_epoch}); make the "
-            "batches smaller (batch_size), or the peak later (peak_epoch)"
+            f"peak_epoch={peak_epoch:g} puts the peak on the first batch (an epoch has {steps_per_epoch}); give a "
+            "smaller batch_size= or a later peak_epoch= or train longer"
         )
     return optim.lr_scheduler.OneCycleLR(
         optimizer,

@@ -145,13 +145,15 @@ def _learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[C
         if step >= LEAST_STEPS and (share == 1 or time.monotonic() - start > MOST_SECONDS):
             break
     cut_short = share < 1 and step < OVERFIT_STEPS and outputs.requires_grad
+    slow = 0.75 <= share < 1 and outputs.requires_grad  # as a small network that is in order may be
     still = [name for name, parameter in named.items() if torch.equal(parameter, before[name])]
     frozen = [name for name in still if not named[name].requires_grad]
     learnt = Check(
         "one batch can be learnt",
-        None if cut_short else share == 1,
+        None if cut_short or slow else share == 1,
         f"{100 * share:.0f}% of {len(labels)} images after {step} steps"
-        + (f"; in {MOST_SECONDS} seconds there was no time for {OVERFIT_STEPS}" if cut_short else ""),
+        + (f"; in {MOST_SECONDS} seconds there was no time for {OVERFIT_STEPS}" if cut_short else "")
+        + ("; it learns, slowly" if slow and not cut_short else ""),
         "the labels do not belong to the images, a layer is cut off or frozen, or there is no nonlinearity",
     )
     reached = Check(
