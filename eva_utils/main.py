@@ -324,7 +324,8 @@ def fit(
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(settings["trained_before"])
-            run.check_savable(state.collect(0, history), history)
+            if checkpoint is not None:
+                run.check_savable(state.collect(0, history), history)
         warn_of_loaders(train_loader, test_loader)
         trained_model = stack.enter_context(processes.parallel(model))
         for module in {id(model): model, id(tested_model): tested_model}.values():

@@ -1,5 +1,7 @@
 """One forward pass: in the layout that the model can run in, and with the loss that it means."""
 
+import math
+
 import pytest
 import torch
 from conftest import random_batches
@@ -63,3 +65,25 @@ def test_class_weights_make_a_mean_whatever_the_batches(loss):
     with torch.no_grad():
         expected = criterion(model(images), labels).item()
     assert [score.loss for score in scores] == pytest.approx([expected] * 3, rel=1e-5)
+
+
+class Halved(nn.CrossEntropyLoss):
+    """Weighs the classes and divides by the number of images, as a focal loss does."""
+
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits, labels, self.weight, reduction="none").mean()
+
+
+def test_a_loss_of_ones_own_that_weighs_classes_counts_by_images():
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) // 4
+    model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), Halved(torch.tensor([10.0, 0.1]))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    found = engine.test(model, loader, criterion=criterion, device="cpu", precision="float32").loss
+    with torch.no_grad():
+        assert found == pytest.approx(criterion(model(images), labels).item(), rel=1e-5)
+
+
+def test_weights_of_0_make_the_loss_nan():
+    model, loss = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), nn.CrossEntropyLoss(torch.tensor([0.0, 1.0]))
+    loader = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    assert math.isnan(engine.test(model, loader, criterion=loss, device="cpu", precision="float32").loss)

@@ -121,6 +121,17 @@ def test_what_is_damaged_in_the_run_is_taken_from_its_mirror(damaged, tmp_path):
     assert contents(mirror) == contents(run)
 
 
+def test_the_best_weights_of_a_mirror_that_is_behind_are_not_taken_for_the_runs(tmp_path):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=1, checkpoint=run, mirror=mirror)
+    make_run("plateau", epochs=3, checkpoint=run, resume=True)
+    damaged = (run / "best.pt").read_bytes()[:-1] + b"x"
+    (run / "best.pt").write_bytes(damaged)
+    lines = []
+    mirrors.mend_run(run, mirror, lines.append)
+    assert lines == [] and (run / "best.pt").read_bytes() == damaged
+
+
 def test_a_run_that_goes_back_over_a_damaged_epoch_keeps_its_mirror(tmp_path):
     run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
     make_run("plateau", epochs=3, checkpoint=run, mirror=mirror)

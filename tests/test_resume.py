@@ -148,6 +148,26 @@ def test_a_loss_inside_another_is_compared(changed, message, tmp_path):
         engine.fit(**other_run(criterion=changed), epochs=2, checkpoint=tmp_path, resume=True)
 
 
+class Running(nn.Module):
+    """A loss that keeps a running mean and holds a part that counts; what it keeps is no option."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.part = torch.zeros(3), nn.Identity()
+        self.part.calls = 0
+
+    def forward(self, logits, labels):
+        self.part.calls += 1
+        self.mean = self.mean + 1
+        return nn.functional.cross_entropy(logits, labels)
+
+
+def test_what_a_loss_counts_does_not_stop_a_resume(tmp_path):
+    run = other_run(criterion=Running())
+    engine.fit(**run, epochs=1, checkpoint=tmp_path)
+    assert len(engine.fit(**run, epochs=2, checkpoint=tmp_path, resume=True)) == 2
+
+
 def test_the_order_of_ones_own_loader_is_compared_before_anything_is_changed(tmp_path):
     def run(epochs, **options):
         parts = other_run()

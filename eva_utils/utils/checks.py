@@ -39,7 +39,7 @@ def check_seed(seed: object) -> None:
 
 def check_loader(name: str, loader: Any) -> None:
     """Raise unless a loader has a length and something to yield."""
-    if isinstance(loader, Iterator):
+    if isinstance(loader, Iterator) and not hasattr(loader, "__len__"):
         raise TypeError(f"{name} ({type(loader).__name__}) can be passed over only once; pass what it iterates over")
     try:
         batches = len(loader)
@@ -64,11 +64,8 @@ def warn_of_loaders(train_loader: Any, test_loader: Any) -> None:
             "fit takes the training loader first, fit(model, data.train, data.test)",
             stacklevel=3,
         )
-    same = any(
-        hasattr(train_loader, name) and getattr(train_loader, name) == getattr(test_loader, name, None)
-        for name in ("fingerprint", "dataset")
-    )
-    if train_loader is test_loader or same:
+    images = getattr(train_loader, "fingerprint", None)
+    if train_loader is test_loader or (images and images == getattr(test_loader, "fingerprint", None)):
         warnings.warn(
             "the model is tested on the images it trains on, so its accuracy says nothing of new ones; pass data.test, "
             "or data.validation, as the second loader",

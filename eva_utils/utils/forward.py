@@ -17,7 +17,7 @@ from .runtime import autocast, move_images, unwrap
 
 # Models that reshape by view() what a convolution returns, which torch refuses of maps that lie channels last.
 _CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
-_WEIGHTED = (F.cross_entropy, F.nll_loss)
+_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 
 
 def lay_out(model: nn.Module, dtype: torch.dtype) -> None:
@@ -92,6 +92,6 @@ def weight_of(criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> 
     """Return what a batch's mean loss was divided by: its number of labels, or the sum of their classes' weights."""
     named = getattr(criterion, "func", criterion)
     weight: Any = option_of(criterion, "weight")
-    if weight is None or not (isinstance(named, nn.CrossEntropyLoss | nn.NLLLoss) or named in _WEIGHTED):
+    if weight is None or not (type(named) in _WEIGHTED or named in _WEIGHTED):
         return len(labels)
     return weight[labels].sum()

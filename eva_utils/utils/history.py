@@ -121,13 +121,15 @@ def _describe_criterion(criterion: Any) -> dict[str, Any]:
     if isinstance(criterion, partial):
         given = {**criterion.keywords, **({"args": list(criterion.args)} if criterion.args else {})}
         return {**_describe_criterion(criterion.func), **_plain(given, set())}
-    losses: Any = getattr(criterion, "named_children", dict)()
+    options = getattr(criterion, "__dict__", {})
+    numbers = {name: value for name, value in options.items() if not getattr(value, "ndim", 0)}
+    losses = {name: part for name, part in options.get("_modules", {}).items() if hasattr(part, "reduction")}
     return {
         "class": getattr(criterion, "__name__", type(criterion).__name__),
-        **_plain(getattr(criterion, "__dict__", {}), _RUNNING),
-        **{name: value.tolist() for name, value in getattr(criterion, "named_buffers", dict)()},
+        **_plain(numbers, _RUNNING),
+        **_plain(options.get("_buffers", {}), set()),
         **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},
-        **{name: _describe_criterion(child) for name, child in losses},
+        **{name: _describe_criterion(loss) for name, loss in losses.items()},
     }
 
 
@@ -148,7 +150,7 @@ def _plain(options: dict[str, Any], leave_out: set[str]) -> dict[str, Any]:
     """Keep the public options that are finite numbers, strings, or lists or arrays of these, as Python's own."""
     kept = {}
     for name, value in options.items():
-        if hasattr(value, "tolist") and math.prod(value.shape) <= _LARGEST:
+        if hasattr(value, "tolist") and hasattr(value, "shape") and math.prod(value.shape) <= _LARGEST:
             value = value.item() if math.prod(value.shape) == 1 else value.tolist()
         if isinstance(value, tuple):
             value = list(value)

@@ -53,7 +53,8 @@ class Loader:
     ) -> None:
         if len(images) != len(labels):
             raise ValueError(f"there are {len(images)} images and {len(labels)} labels; give one label an image")
-        self.classes = int(labels.max()) + 1 if classes is None else classes
+        highest = int(labels.max()) if len(labels) else -1
+        self.classes = highest + 1 if classes is None else classes
         self.device = torch.device("cpu") if device is None else device
         self.fingerprint = take_fingerprint(images, labels) if fingerprint is None else fingerprint
         self.images = images.to(self.device) if isinstance(images, Tensor) else images

@@ -62,7 +62,7 @@ class Meter:
         if not self.samples:
             raise ValueError("the loader yielded no batch; it must yield its batches anew at each pass")
         correct = int(self.correct)
-        loss = float(self.loss) / float(self.weight)
+        loss = float(self.loss / self.weight)
         return Score(loss, 100 * correct / self.samples, correct, self.samples)
 
     def total(self) -> Score:

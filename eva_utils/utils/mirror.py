@@ -61,9 +61,12 @@ def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[
 
 
 def mend_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
-    """Put the mirror's file in the place of each damaged one of a run that is whole there."""
+    """Put the mirror's file in the place of each damaged one of a run, if it is whole there and of the same epochs."""
+    as_far = _rows(mirror) == _rows(folder)
     for path in _files(folder):
         copy = mirror / path.name
+        if not as_far and not path.name.startswith("epoch-"):  # only that name says of which epoch a file is
+            continue
         if path.suffix == ".pt" and not is_whole(path.read_bytes()) and copy.exists() and is_whole(copy.read_bytes()):
             write_atomic(path, copy.read_bytes())
             log(f"{path} was damaged and is the mirror's again")

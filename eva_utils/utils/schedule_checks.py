@@ -39,7 +39,7 @@ def check_scheduler(
 
 
 def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if a one-cycle schedule that was not passed stands at its first rate; warn of others' rates."""
+    """Raise ValueError if a one-cycle schedule that is not passed is at its first rate; warn of another one."""
     for group in optimizer.param_groups:
         rate, first = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
         if "max_lr" in group and math.isclose(rate, first):
@@ -49,8 +49,8 @@ def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
             )
         if not math.isclose(rate, first):
             warnings.warn(
-                f"a schedule that is not passed has set the optimizer's rate to {rate:g}, and it was built with "
-                f"{first:g}; pass scheduler= as well, or build the optimizer anew",
+                f"the optimizer's rate is {rate:g}, and a schedule that is not passed was built on it at {first:g}; if "
+                "that is not meant, pass scheduler= as well, or build the optimizer anew",
                 stacklevel=3,
             )
             return
