@@ -1,28 +1,19 @@
-import copy
-import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision import models as tv
-from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 
-from eva_utils.models import create_model, resnet18, resnet34
+from eva_utils.models import resnet18
 from eva_utils.models.norms import NORMS
-from eva_utils.models.resnet import StandardizedConv2d
 from eva_utils.utils.assignments import BRIEFS, Brief, adapt, find_brief
 from eva_utils.utils.brief import Audit, audit
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data
-from eva_utils.utils.depth_rule import depth
 from eva_utils.utils.history import History, describe_run
-from eva_utils.utils.notebook import definitions
 from eva_utils.utils.per_image import PerImage
 from eva_utils.utils.predictions import Record, Records
 from eva_utils.utils.rules import Finding
@@ -62,6 +53,10 @@ def record(data, model, *, scheduler=None, warmup=0, lr=0.1, losses=LOSSES):
         if isinstance(scheduler, ReduceLROnPlateau) and epoch > warmup:
             scheduler.step(loss if scheduler.mode == "min" else accuracy)
     return History(rows, settings)
+
+
+def normed(*layers):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(10))
 
 
 def only(found: Audit) -> Finding:
@@ -200,160 +195,6 @@ def test_one_cycle_is_not_plateau(data):
     history = record(data, small(), scheduler=lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=9))
     finding = check(history, small(), data, scheduler="ReduceLROnPlateau")
     assert (finding.verdict, finding.found) == ("FAIL", "OneCycleLR")
-
-
-class Sneaky(nn.Module):
-    """Normalizes by batch statistics without a module for it, in training only."""
-
-    def forward(self, x):
-        return F.batch_norm(x, torch.zeros(8), torch.ones(8), training=True) if self.training else x
-
-
-class OwnLayerNorm(nn.Module):
-    """A LayerNorm of one's own, by torch's function."""
-
-    def forward(self, x):
-        return F.layer_norm(x, x.shape[1:])
-
-
-def normed(*layers):
-    return nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(10))
-
-
-@pytest.mark.parametrize(
-    ("layers", "found"),
-    [
-        ([nn.GroupNorm(1, 8)], "1 GroupNorm of one group (a forward pass: 1 group_norm of one group)"),
-        ([NORMS["channel"](8)], "1 ChannelLayerNorm (a forward pass: 1 layer_norm)"),
-        ([OwnLayerNorm()], "no normalization module (a forward pass: 1 layer_norm)"),
-    ],
-)
-def test_layer_norm_alone_passes(data, layers, found):
-    model = normed(*layers)
-    finding = check(record(data, model), model, data, norm="LayerNorm")
-    assert (finding.verdict, finding.found) == ("pass", found)
-
-
-def test_a_hidden_batch_norm_is_found(data):
-    model = resnet18(norm="layer")
-    model.layer2[0].shortcut[1] = nn.BatchNorm2d(128)
-    finding = check(record(data, model), model, data, norm="LayerNorm")
-    assert finding.verdict == "FAIL"
-    assert finding.found.startswith("19 GroupNorm of one group, 1 BatchNorm2d (a forward pass: ")
-    assert finding.found.endswith("; not LayerNorm: layer2.0.shortcut.1")
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [nn.BatchNorm2d(8)],
-        [nn.GroupNorm(4, 8)],
-        [nn.InstanceNorm2d(8)],
-        [nn.GroupNorm(1, 8), Sneaky()],
-        [nn.GroupNorm(1, 8), nn.LocalResponseNorm(2)],
-        [StandardizedConv2d(8, 8, 3)],
-        [],
-    ],
-    ids=["batch", "group", "instance", "functional", "response", "weights", "none"],
-)
-def test_other_norms_and_none_fail(data, layers):
-    model = normed(*layers)
-    assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
-
-
-def test_batches_of_one_image_are_enough(data):
-    """Batch normalization of 1x1 maps refuses to train on a single image."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 32), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
-    single = DataLoader(TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3)), batch_size=1)
-    own = SimpleNamespace(train=data.train, test=single, classes=data.classes)
-    assert check(record(data, model), model, own, norm="BatchNorm").verdict == "pass"
-
-
-class Standardized(nn.Module):
-    """Standardizes by hand over the dimensions given."""
-
-    def __init__(self, *dims):
-        super().__init__()
-        self.dims = dims
-
-    def forward(self, x):
-        return (x - x.mean(self.dims, keepdim=True)) / (x.var(self.dims, keepdim=True) + 1e-5).sqrt()
-
-
-class Draws(nn.Module):
-    """Drops images from a branch at random, counts its calls, and lets the dropout of a batch vary."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = nn.Dropout(0.9)
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls += 1
-        return (x + self.dropout(x) + stochastic_depth(x, 0.5, "row", self.training)) / self.calls
-
-
-@pytest.mark.parametrize("norm", ["LayerNorm", "GroupNorm"])
-def test_statistics_of_the_batch_by_hand_are_found(data, norm):
-    torch.manual_seed(0)
-    model = normed(nn.GroupNorm(1, 8), Standardized(0, 2, 3))
-    finding = check(record(data, model), model, data, norm=norm)
-    assert finding.verdict == "FAIL"
-    assert finding.found.endswith("; in training an image's logits depend on the others of its batch")
-    for harmless in (Standardized(1, 2, 3), Draws()):
-        model = normed(nn.GroupNorm(1, 8), harmless)
-        history = record(data, model)
-        state, before = torch.get_rng_state(), copy.deepcopy(model.state_dict())
-        assert check(history, model, data, norm=norm).verdict == "pass"
-        assert torch.equal(torch.get_rng_state(), state) and model.training
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-class OwnInstanceNorm(nn.Module):
-    def forward(self, x):
-        return F.instance_norm(x)
-
-
-def test_instance_norm_is_told_from_batch_norm(data):
-    model = normed(OwnInstanceNorm())
-    finding = check(record(data, model), model, data, norm="BatchNorm")
-    found = "no normalization module (a forward pass: 1 instance_norm)"
-    assert (finding.verdict, finding.found) == ("FAIL", found)
-    model[1] = nn.BatchNorm2d(8)
-    finding = check(record(data, model), model, data, norm="BatchNorm")
-    assert (finding.verdict, finding.found) == ("pass", "1 BatchNorm2d (a forward pass: 1 batch_norm)")
-
-
-def test_a_layer_norm_that_never_runs_does_not_count(data):
-    model = normed()
-    model[0].idle = nn.LayerNorm(8)
-    assert check(record(data, model), model, data, norm="LayerNorm").verdict == "FAIL"
-
-
-@pytest.mark.parametrize(("norm", "layer"), [("BatchNorm", nn.BatchNorm2d(8)), ("GroupNorm", nn.GroupNorm(4, 8))])
-def test_other_required_norms(data, norm, layer):
-    model = normed(layer)
-    assert check(record(data, model), model, data, norm=norm).verdict == "pass"
-    assert check(record(data, small()), small(), data, norm="BatchNorm").verdict == "FAIL"
-
-
-def test_an_unknown_norm_is_refused_when_the_brief_is_made():
-    with pytest.raises(ValueError, match=r"unknown normalization 'Layernorm': .*did you mean 'LayerNorm'"):
-        Brief("title", "objective", norm="Layernorm")
-
-
-def test_a_reparametrized_weight_is_no_normalization_layer(data):
-    model = small()
-    model[0] = nn.utils.parametrizations.weight_norm(model[0])
-    assert check(record(data, model), model, data, norm="LayerNorm").verdict == "pass"
-
-
-@pytest.mark.parametrize(("norm", "required"), [("batch", "BatchNorm"), ("layer", "LayerNorm")])
-def test_standardized_weights_are_named_and_are_no_normalization_layer(data, norm, required):
-    model = create_model("speed_resnet", norm=norm, standardize=True)
-    finding = check(record(data, model), model, data, norm=required)
-    assert finding.verdict == "pass"
-    assert "6 layer_norm of weights" in finding.found
 
 
 class Idle(Cutout):
@@ -502,131 +343,6 @@ def test_map_sizes_and_layers(data):
     assert [finding.verdict for finding in found.findings] == ["pass", "FAIL"]
     assert found.findings[1].found == "layer4 4x4"
     assert audit(rules, history, model, data, maps={"layer4": (5, 6)}).passed
-
-
-@pytest.mark.parametrize(("build", "found"), [(resnet18, 18), (resnet34, 34), (tv.resnet18, 18), (tv.resnet50, 50)])
-def test_depth_counts_layers_with_weights(data, build, found):
-    model = build(num_classes=10)
-    finding = check(record(data, model), model, data, depth=18)
-    assert (finding.verdict, finding.found) == ("pass" if found == 18 else "FAIL", f"{found} in ResNet")
-
-
-class Bottlenecks(nn.Module):
-    """Seven weighted layers, and four 1x1 convolutions in shortcuts, of which one has this name."""
-
-    def __init__(self, name):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.GroupNorm(1, 8)
-        self.residual = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 8, 1))
-        self.output_projection = nn.Conv2d(8, 8, 1)
-        self.skips = nn.ModuleDict({name: nn.Conv2d(8, 8, 1)})
-        self.residual_1 = nn.ModuleDict({"conv": nn.Conv2d(8, 8, 3), "shortcut": nn.Sequential(nn.Conv2d(8, 8, 1))})
-        self.shortcut = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)])
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.norm(self.conv(x))
-        x = self.residual(x) + self.output_projection(x)
-        for layer in (*self.skips.values(), *self.residual_1.values(), *self.shortcut):
-            x = layer(x)
-        return self.fc(x.mean((2, 3)))
-
-
-@pytest.mark.parametrize("name", ["shortcut", "shortcut_conv", "skip_1"])
-def test_depth_leaves_out_what_is_called_a_shortcut_and_is_one(data, name):
-    assert depth(7, Bottlenecks(name), torch.zeros(1, 3, 32, 32)).found == "7 in Bottlenecks"
-
-
-class Spare(nn.Module):
-    """A convolution, a transformer's layer and a linear layer, and sixteen that nothing uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = StandardizedConv2d(3, 8, 4, stride=4)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)  # in evaluation it calls no linear layer
-        self.fc = nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))
-        self.spare = nn.ModuleList(nn.Linear(8, 8) for _ in range(16))
-
-    def forward(self, x):
-        return self.fc(self.layer(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
-
-
-def test_depth_counts_the_layers_that_run(data):
-    model = Spare()
-    for required, verdict in ((5, "pass"), (21, "FAIL")):
-        finding = check(record(data, model), model, data, depth=required)
-        assert (finding.verdict, finding.found) == (verdict, "5 in Spare; 16 more never run")
-
-
-def notebook(tmp_path, *cells):
-    kinds = [{"cell_type": "markdown", "source": ["def in_text(): pass"]}]
-    kinds += [{"cell_type": "code", "source": [line + "\n" for line in cell.splitlines()]} for cell in cells]
-    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": kinds}))
-    return tmp_path / "a.ipynb"
-
-
-def plain(data, path):
-    rules = Brief("title", "objective", plain_notebook=True)
-    return only(audit(rules, record(data, small()), small(), data, notebook=path))
-
-
-def test_a_plain_notebook_passes(data, tmp_path):
-    cells = ["!git clone x\n%pip install y\nimport torch", "files = !ls", "print?", "%%bash\ncd x && ls", "!a \\\n b"]
-    finding = plain(data, notebook(tmp_path, *cells))
-    assert (finding.verdict, finding.found) == ("pass", "a.ipynb: 5 code cells, none defines any")
-
-
-def test_definitions_in_a_notebook_are_named(data, tmp_path):
-    cells = ["if True:\n    def sneaky(): pass", "class Net: pass", "%%capture\ndef quiet(): pass", "f = lambda x: x"]
-    finding = plain(data, notebook(tmp_path, *cells))
-    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines sneaky, Net, quiet, lambda")
-
-
-CELLS = {
-    "\n%%time\nclass Net: pass": ["Net"],
-    "%%time\n \n%%capture out\ndef f(): pass": ["f"],
-    "%%timeit -n 3 f = lambda: 1\nf()": ["lambda"],
-    "%time f = lambda: 1": ["lambda"],
-    "if True:\n    took = %timeit -o -r 3 (lambda: 1)()": ["lambda"],
-    "out = !ls \\\n -l\ndef f(): return 1": ["f"],
-    "for x in y:\n    !ls\neva.fit??\ndef f(): pass": ["f"],
-    "f = lambda: 1  # why?": ["lambda"],
-    "x = (17\n% 5)\ndef f(): pass": ["f"],
-    "%%python\nclass Net: pass": ["Net"],
-    "%%writefile net.py\nclass Net: pass": [],
-    "%%time\n%%HTML\n<b>def</b>": [],
-    "%%script bash\nif": [],
-    "%time history = fit(model,\n  data)": [],
-}
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("installed", [True, False])
-def test_definitions_are_found_among_magics_with_and_without_ipython(cell, installed, monkeypatch):
-    if installed:
-        pytest.importorskip("IPython")
-    else:
-        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
-    assert definitions(cell) == CELLS[cell]
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_a_cell_that_cannot_be_read_is_not_clean(data, tmp_path, installed, monkeypatch):
-    if not installed:
-        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
-    finding = plain(data, notebook(tmp_path, "import torch", "pip install y" + 99 * "-" + "\nx = 1"))
-    assert finding.verdict == "not checked"
-    assert finding.found == "a.ipynb: code cell 2 is no Python; it begins 'pip install y---------------------------'"
-    finding = plain(data, notebook(tmp_path, "pip install y", "def f(): pass"))
-    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines f")
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"cells": [{}]}'])
-def test_a_broken_notebook_is_named(data, tmp_path, content):
-    (tmp_path / "a.ipynb").write_text(content)
-    with pytest.raises(ValueError, match=r"a\.ipynb cannot be read as a notebook"):
-        plain(data, tmp_path / "a.ipynb")
 
 
 def test_numbers_and_names(data):

@@ -6,7 +6,9 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from eva_utils.models import create_model
@@ -47,6 +49,30 @@ def test_a_machine_too_slow_to_tell_leaves_the_question_open(data, monkeypatch):
     (learnt,) = [check for check in report.checks if check.name == "one batch can be learnt"]
     assert learnt.passed is None and report.passed and "FAIL" not in str(report)
     assert "open  one batch can be learnt" in str(report) and "after 5 steps; in 0 seconds" in learnt.found
+
+
+class Slow(nn.Module):
+    """Knows the labels of its 16 images, and gives one more of them right every four steps of 0.001 each."""
+
+    def __init__(self, pace):
+        super().__init__()
+        self.steps, self.pace = nn.Parameter(torch.zeros(())), pace
+
+    def forward(self, x):
+        number = (16 * x[:, 0, 0, 0]).round().long()
+        return (self.steps - self.pace * number)[:, None] * F.one_hot(number % 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("pace", "passed", "found"), [(0.004, None, "94% of"), (0.0049, None, "81% of"), (0.006, False, "62% of")]
+)
+def test_what_learns_slowly_is_left_open(pace, passed, found):
+    images = (torch.arange(16) / 16)[:, None, None, None].expand(16, 3, 8, 8).contiguous()
+    loader = DataLoader(TensorDataset(images, torch.arange(16) % 4), batch_size=16)
+    own = types.SimpleNamespace(train=loader, test=loader, classes=list("abcd"))
+    (learnt,) = [check for check in preflight(Slow(pace), own).checks if check.name == "one batch can be learnt"]
+    assert learnt.passed is passed and learnt.found.startswith(found)
+    assert ("it learns, slowly" in learnt.found) == (passed is None)
 
 
 class Ends(nn.Module):

@@ -95,7 +95,7 @@ def _findings(
         *equal("loss", brief.criterion, loss, rules.smoothing(criterion)),
     ]
     if brief.accuracy is not None:
-        findings.append(rules.accuracy(brief.accuracy, history.best, _are_tested(data.test, settings["test_loader"])))
+        findings.append(rules.accuracy(brief.accuracy, history.best, are_recorded(data.test, settings["test_loader"])))
     if brief.scheduler is not None:
         findings.append(rules.learning_rate(brief.scheduler, settings, rows))
     if brief.peak_epoch is not None:
@@ -121,8 +121,8 @@ def _findings(
     return findings
 
 
-def _are_tested(loader: Any, recorded: dict) -> bool:
-    """Whether a loader's images may be those of the record's tests, by fingerprint, if it has one, and number."""
+def are_recorded(loader: Any, recorded: dict) -> bool:
+    """Whether a loader's images may be those of a loader on record, by fingerprint, if it has one, and number."""
     same = recorded.get("fingerprint") == getattr(loader, "fingerprint", None)
     return same and recorded.get("images") in (None, count_images(loader))
 

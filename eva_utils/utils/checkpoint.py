@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import verified
 from .runtime import unwrap
 from .trained import note_trained
 from .verified import DamagedFileError, load_verified, save_verified, write_atomic
@@ -74,16 +73,6 @@ def save_epoch(folder: Path, state: dict, history_json: str, best_epoch: int) ->
     for number, path in _epoch_files(folder):
         if number <= state["epoch"] - 2:
             path.unlink()
-
-
-def check_savable(state: dict, to_json: Callable[[], str]) -> None:
-    """Refuse what `save_epoch` could not put on disk.
-
-    Raises:
-        TypeError: the state holds more than tensors and plain values, or the record is no JSON.
-    """
-    verified.check_savable(f"epoch-{state['epoch'] + 1:04d}.pt", state)
-    to_json()
 
 
 def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:

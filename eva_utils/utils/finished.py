@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .brief import count_images
+from .brief import are_recorded
 from .checkpoint import latest_state, load_weights
 from .history import History
 from .predictions import Predictions, predict
@@ -52,13 +52,8 @@ def tested_splits(history: History, data: Any) -> list[str]:
         raise ValueError(
             "data.train is not what the run was trained on; load the data as it was, with the same options"
         )
-    found = []
-    for name in ("test", "validation"):
-        split = getattr(data, name, None)
-        if split is None or getattr(split, "fingerprint", None) != tested.get("fingerprint"):
-            continue
-        if tested.get("images") in (None, count_images(split)):
-            found.append(name)
+    splits = {name: getattr(data, name, None) for name in ("test", "validation")}
+    found = [name for name, split in splits.items() if split is not None and are_recorded(split, tested)]
     if not found:
         raise ValueError(
             "the run was tested on other images than data's; load the data as it was, with the same options"

@@ -35,7 +35,7 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: tor
 
     Args:
         model: on the device; if it turns out on its first batch that its maps may not lie channels last, its weights
-            are laid out anew.
+            are laid out anew, and the batch runs again.
         images: float32 (N, C, H, W), on any device.
         device, dtype: where, and the type that convolutions and matrix products run in.
         first: whether an error of the model is explained by the images' shape, as it may be at its first batch.

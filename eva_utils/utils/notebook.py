@@ -13,7 +13,8 @@ _NO_PYTHON = {
     "script", "sh", "shell", "sql", "svg", "sx", "system", "writefile",
 }  # fmt: skip
 _TIMED = re.compile(
-    r"^([ \t]*)(?:[\w., \t]+=[ \t]*)?%(?:time|timeit|prun)\b(?:[ \t]+-[\w-]+(?:[ \t]+\d+)?)*[ \t]*", re.MULTILINE
+    r"^([ \t]*)(?:[\w., \t]+=[ \t]*)?%(?:time|timeit|prun)\b(?:[ \t]+-(?:[slTD][ \t]+\S+|[\w-]+(?:[ \t]+\d+)?))*[ \t]*",
+    re.MULTILINE,
 )
 # %magic, !shell and ?help, each with the lines that a \ joins to it, or the value of one (files = !ls); help?
 _ONLY_IPYTHON = re.compile(

@@ -134,5 +134,5 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
         show_image(axes[2 * row][column], loader.images[position].cpu() / 255)
         show_image(axes[2 * row + 1][column], denormalize(image, normalization.mean, normalization.std))
         axes[2 * row][column].set_title(f"#{position}", fontsize=8)
-    hide([axis for pair in (axes[-2:],) for row in pair for axis in row[(len(seen) - 1) % columns + 1 :]])
+    hide([axis for row in axes[-2:] for axis in row[(len(seen) - 1) % columns + 1 :]])
     return figure

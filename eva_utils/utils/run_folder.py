@@ -10,6 +10,7 @@ from . import processes
 from .history import History
 from .lock import locked
 from .mirror import check_mirror, copy_run, mend_run, restore_run
+from .verified import check_savable
 
 
 class RunFolder:
@@ -76,7 +77,8 @@ class RunFolder:
     def check_savable(self, state: dict, history: History) -> None:
         """Raise TypeError if what an epoch leaves could not be put on disk, and not after that epoch."""
         if self.folder is not None:
-            disk.check_savable(state, history.to_json)
+            check_savable("epoch-0001.pt", state)
+            history.to_json()
 
     def save(self, state: dict, history: History) -> None:
         """Put a finished epoch on disk, and into the mirror."""
