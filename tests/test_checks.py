@@ -1,6 +1,7 @@
 """Arguments that do not fit get one sentence, before any work."""
 
 import copy
+import os
 import re
 import shutil
 import subprocess
@@ -103,7 +104,8 @@ except RuntimeError as error:
 def test_a_killed_worker_ends_the_run_and_keeps_the_finished_epochs(tmp_path):
     """In a process of its own: torch tells of the dead worker by a signal, which might reach the next test."""
     command = [sys.executable, "-c", KILLED_WORKER, str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # where the dead worker leaves its socket
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert re.match(r"1 .*worker.*(killed|exited unexpectedly)", done.stdout), done.stdout + done.stderr
     assert (tmp_path / "run" / "epoch-0001.pt").exists()
 

@@ -1,4 +1,4 @@
-"""The command line, as a process of its own wherever it trains."""
+"""The command line: one run as a process of its own, the rest within this one, which has torch imported."""
 
 import json
 import runpy
@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import pytest
 from conftest import ROOT
@@ -36,13 +38,24 @@ def test_messages_name_options_as_one_types_them(message, shown):
     assert main["as_options"](message, main["parse"](["--out", "runs/lr=0.1"])) == shown
 
 
-def run(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+def run_alone(*arguments):
+    """Run the command line as a process; return what it printed."""
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return done.stdout if code == 0 else done.stderr
+    return done.stdout
+
+
+def run(*arguments, code=0):
+    """Run it here; return what it printed, or its complaint."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+    assert end.value.code == code, out.getvalue() + err.getvalue()
+    return out.getvalue() if code == 0 else err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +64,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
     options = ["--data", "shapes", "--limit", 24, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
     options += ["--seed", 3, "--test-share", 0.25, "--label-smoothing", 0.1]
-    printed = run(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
+    printed = run_alone(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
     return out, printed
 
 
@@ -336,21 +349,10 @@ WRONG = [
 ]
 
 
-def test_every_wrong_turn_gets_one_sentence_and_writes_nothing(tmp_path):
-    """All in one process, since importing torch for each would take minutes."""
-    code = (
-        "import sys, runpy, json\n"
-        "for arguments in json.loads(sys.argv[1]):\n"
-        "    sys.argv = ['main.py', *arguments]\n"
-        "    try:\n        runpy.run_path('main.py', run_name='__main__')\n"
-        "    except SystemExit as stop:\n        print('exit', stop.code, file=sys.stderr)\n"
-    )
-    lines = [[*arguments, "--out", str(tmp_path / "run")] for arguments, _ in WRONG]
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(lines)], cwd=ROOT, capture_output=True, text=True)
-    answers = done.stderr.splitlines()
-    assert answers[1::2] == ["exit 2"] * len(WRONG), done.stderr
-    for (arguments, message), answer in zip(WRONG, answers[::2], strict=True):
-        assert answer.startswith(f"main.py: {message}"), (arguments, answer)
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: " ".join(value)[:60])
+def test_every_wrong_turn_gets_one_sentence_and_writes_nothing(arguments, message, tmp_path):
+    said = run(*arguments, "--out", tmp_path / "run", code=2)
+    assert said.startswith(f"main.py: {message}") and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -63,11 +64,17 @@ def out_of_place(model):
     return model
 
 
+def small_vgg11_bn():
+    """torchvision's with one linear layer for its three, which have 120 million weights."""
+    features = tv.vgg.make_layers(tv.vgg.cfgs["A"], batch_norm=True)
+    return nn.Sequential(OrderedDict(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, 10)))
+
+
 ARCHITECTURES = {
     "resnet18 layer": (lambda: create_model("resnet18", norm="layer"), ["layer1", "layer2", "layer3", "layer4"], 32),
     "small_resnet": (lambda: create_model("small_resnet"), ["layer2", "layer3"], 32),
     "tv resnet18": (lambda: tv.resnet18(num_classes=10), ["layer3", "layer4", "bn1", "layer2.0.bn1"], 64),
-    "vgg11_bn": (lambda: tv.vgg11_bn(num_classes=10), ["features.25", "features.26"], 32),
+    "vgg11_bn": (small_vgg11_bn, ["features.25", "features.26"], 32),
     "densenet121": (lambda: tv.densenet121(num_classes=10), ["features.denseblock3"], 32),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), ["features.16", "features.18"], 48),
     "squeezenet1_1": (lambda: tv.squeezenet1_1(num_classes=10), ["features.12", "features.9.expand3x3"], 48),

@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TinyNet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
@@ -249,5 +250,5 @@ def test_labels_that_do_not_belong_to_the_images(data):
     """Sixteen copies of one image cannot be learnt as ten classes."""
     images = data.train.images[:1].expand(64, -1, -1, -1).clone()
     train = Loader(images, data.train.labels[:64], data.test.transform, batch_size=64)
-    problems = failed(preflight(create_model("small_resnet"), dataclasses.replace(data, train=train)))
+    problems = failed(preflight(TinyNet(10), dataclasses.replace(data, train=train)))
     assert "the labels do not belong to the images" in problems["one batch can be learnt"].cause

@@ -1,15 +1,17 @@
-"""Several processes train as one does, and end together; each test starts them with torchrun."""
+"""Several processes train as one does, and end together; torchrun starts them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from functools import partial
 
 import pytest
+import together
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TinyNet
+from conftest import TinyNet
 from torch import nn
 
 from eva_utils import main as engine
@@ -20,15 +22,15 @@ from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import train_transform
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-TOGETHER = str(ROOT / "tests" / "together.py")
+TOGETHER = together.__file__
 
 
-def together(count, out, *options):
-    """Run so many processes; return what they printed and the seconds they took."""
+def two_together(out, *options):
+    """Run two processes; return what they printed and the seconds they took."""
     start = time.monotonic()
-    python = [*TORCHRUN, str(count)] if count > 1 else [sys.executable]
-    command = [*python, TOGETHER, str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [*TORCHRUN, "2", TOGETHER, str(out), *options]
+    environment = {**os.environ, "TMPDIR": str(out.parent)}  # where torchrun leaves a folder behind
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     return done, time.monotonic() - start
 
 
@@ -40,42 +42,38 @@ def told(out, rank=0):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Runs of one, two and three processes that nothing disturbs, by their number: folder and what was printed."""
-    made = {}
-    for count in (1, 2, 3):
-        out = tmp_path_factory.mktemp("together")
-        done, _ = together(count, out)
-        assert done.returncode == 0, done.stderr
-        made[count] = out, done.stdout
-    return made
+def undisturbed(tmp_path_factory):
+    """A run of two processes that nothing disturbs: folder and what was printed."""
+    out = tmp_path_factory.mktemp("together") / "run"
+    done, _ = two_together(out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_they_agree_with_one_process(count, runs):
-    (alone, _), (out, printed) = runs[1], runs[count]
-    rows, weights = told(alone)
-    for rank in range(count):
+def test_they_agree_with_one_process(undisturbed, tmp_path):
+    together.main(tmp_path)
+    out, printed = undisturbed
+    rows, weights = told(tmp_path)
+    for rank in range(2):
         ours, ours_weights = told(out, rank)
         assert [list(row.values()) for row in ours] == [pytest.approx(list(row.values()), rel=1e-5) for row in rows]
         assert ours_weights == pytest.approx(weights, rel=1e-4, abs=1e-5)
     assert len({row["lr"] for row in rows}) > 1  # the plateau has cut
     assert printed.count("EPOCH: 1") == 1 and printed.count("Test set") == 3
     assert "/13 (" in printed
-    single, several = (verified.load_verified(run / "best.pt") for run in (alone, out))
+    single, several = (verified.load_verified(run / "best.pt") for run in (tmp_path, out))
     for name, weight in single.items():
         torch.testing.assert_close(several[name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(runs, tmp_path):
-    stopped, _ = together(2, tmp_path / "run", "fault=stop")
+def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(undisturbed, tmp_path):
+    stopped, _ = two_together(tmp_path / "run", "fault=stop")
     assert stopped.returncode == 0 and "Stopped in epoch 2" in stopped.stdout, stopped.stderr
-    refused, _ = together(1, tmp_path / "run")
-    assert refused.returncode != 0
-    assert "cannot resume: processes was 2 and is now 1; make it as it was" in refused.stderr
-    resumed, _ = together(2, tmp_path / "run")
+    with pytest.raises(ValueError, match="cannot resume: processes was 2 and is now 1; make it as it was"):
+        together.main(tmp_path / "run")
+    resumed, _ = two_together(tmp_path / "run")
     assert "Resuming after epoch 1 of 3" in resumed.stdout, resumed.stderr
-    assert told(tmp_path / "run") == told(runs[2][0])
+    assert told(tmp_path / "run") == told(undisturbed[0])
 
 
 @pytest.mark.parametrize(
@@ -86,10 +84,10 @@ def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(runs,
     ],
 )
 def test_a_fault_in_one_ends_all_and_leaves_the_checkpoint(fault, message, tmp_path):
-    done, seconds = together(2, tmp_path, f"fault={fault}")
+    done, seconds = two_together(tmp_path / "run", f"fault={fault}")
     assert done.returncode != 0 and seconds < 60
     assert message in done.stderr
-    assert disk.latest_state(tmp_path, print)["epoch"] == 1
+    assert disk.latest_state(tmp_path / "run", print)["epoch"] == 1
 
 
 def test_loaders_that_cannot_be_divided_are_refused(monkeypatch):
