@@ -17,6 +17,7 @@ from .utils.batches import check_batch, check_labels, check_outputs
 from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_clip,
+    check_criterion,
     check_decay,
     check_fit,
     check_loader,
@@ -31,7 +32,7 @@ from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
 from .utils.optim import Warmup, fill_momentum, set_rates
-from .utils.parts import PER_BATCH_SCHEDULERS, loss_parameters, trainable_parameters
+from .utils.parts import PER_BATCH_SCHEDULERS, keep_loaders, trainable_parameters
 from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
@@ -39,6 +40,7 @@ from .utils.runtime import (
     check_compile,
     compiled,
     hardware,
+    keep_buffers,
     keep_freed_memory,
     keep_modes,
     keep_rng,
@@ -56,7 +58,7 @@ from .utils.schedule_checks import (
     check_warmup,
     warn_of_cosine,
 )
-from .utils.state import RunState, keep_generators, recorded_precision
+from .utils.state import RunState, recorded_precision
 from .utils.stop import Stop
 from .utils.trained import is_trained, note_trained
 
@@ -102,6 +104,7 @@ def train(
         TypeError: likewise, or the scheduler follows a metric.
     """
     check_loader("loader", loader)
+    check_criterion(criterion)
     check_steps(optimizer)
     check_clip(clip)
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -170,6 +173,7 @@ def test(
         TypeError: likewise.
     """
     check_loader("loader", loader)
+    check_criterion(criterion)
     place, dtype, criterion = _choose(criterion, device, precision)
     _move(model, criterion, place)
     lay_out(model, dtype)
@@ -311,13 +315,13 @@ def fit(
             tested_model = average.module
             stack.callback(lambda: plain_model.load_state_dict(tested_model.state_dict()))
         state = RunState(
-            train_loader,
+            (train_loader, test_loader),
             model=plain_model,
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=scaler,
             ema=average,
-            criterion=criterion if loss_parameters(criterion) else None,
+            criterion=criterion if isinstance(criterion, nn.Module) and criterion.state_dict() else None,
         )
         if saved:
             check_resumable(saved, plain_model, optimizer, settings)
@@ -416,7 +420,7 @@ def _forward(
 def _count_outputs(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
     """Return how many logits the model has for a test image, or refuse what does not fit it; nothing is changed."""
     try:
-        with keep_modes(model), keep_rng(), keep_generators(loader), torch.no_grad():
+        with keep_modes(model), keep_buffers(model), keep_rng(), keep_loaders(loader), torch.no_grad():
             model.eval()
             for batch in loader:
                 return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch")[0].shape[1]

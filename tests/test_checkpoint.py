@@ -72,6 +72,53 @@ def test_a_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_p
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())
 
 
+class Scaled(nn.Module):
+    """Cross entropy by a running mean of itself: a loss with a state and no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, logits, labels):
+        loss = nn.functional.cross_entropy(logits, labels)
+        if loss.requires_grad:
+            self.scale.mul_(0.5).add_(0.5 * loss.detach())
+        return loss / self.scale
+
+
+def test_a_loss_with_a_state_and_a_test_loader_that_draws_are_resumed(tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        tests, generator = random_batches(40, seed=4), torch.Generator().manual_seed(9)
+        test_loader = DataLoader(tests, batch_size=8, sampler=RandomSampler(tests, True, 16, generator=generator))
+        loader, model, criterion = DataLoader(random_batches(22), batch_size=8, shuffle=True), TinyNet(), Scaled()
+        options = {**QUIET, "log": log, "criterion": criterion, **options}
+        return model, engine.fit(model, loader, test_loader, epochs=4, **options), criterion
+
+    model, history, criterion = run()
+    run(log=StopAfter(2), checkpoint=tmp_path, resume="auto")
+    resumed_model, resumed, resumed_criterion = run(checkpoint=tmp_path, resume="auto")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert torch.equal(resumed_criterion.scale, criterion.scale)
+
+
+def test_workers_that_stay_are_started_before_the_generators_are_put_back(tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        workers = {"batch_size": 8, "num_workers": 1, "persistent_workers": True}
+        loader = DataLoader(random_batches(22), shuffle=True, **workers)
+        test_loader = DataLoader(random_batches(9), **workers)
+        model = TinyNet()
+        return model, engine.fit(model, loader, test_loader, epochs=4, **{**QUIET, "log": log, **options})
+
+    model, history = run()
+    run(log=StopAfter(2), checkpoint=tmp_path, resume="auto")
+    resumed_model, resumed = run(checkpoint=tmp_path, resume="auto")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+
+
 def assert_equal_weights(first, second):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -67,6 +67,28 @@ def test_class_weights_make_a_mean_whatever_the_batches(loss):
     assert [score.loss for score in scores] == pytest.approx([expected] * 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([10.0, 1.0, 0.5, 2.0])])
+def test_an_ignored_class_counts_in_no_batch(weight):
+    torch.manual_seed(0)
+    images, labels = torch.randn(30, 3, 8, 8), torch.arange(30) % 4
+    model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), nn.CrossEntropyLoss(weight, ignore_index=2)
+    losses = []
+    for size in (30, 8, 7):
+        loader = DataLoader(TensorDataset(images, labels), batch_size=size)
+        losses.append(engine.test(model, loader, criterion=criterion, device="cpu", precision="float32").loss)
+    with torch.no_grad():
+        expected = criterion(model(images), labels).item()
+    assert losses == pytest.approx([expected] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("call", ["train", "test"])
+def test_a_loss_that_is_no_mean_is_refused(call, tiny_net):
+    loader = DataLoader(TensorDataset(torch.randn(4, 3, 8, 8), torch.arange(4)), batch_size=4)
+    parts = [torch.optim.SGD(tiny_net.parameters(), 0.1)] if call == "train" else []
+    with pytest.raises(ValueError, match="must average over the batch, not reduction='sum'"):
+        getattr(engine, call)(tiny_net, loader, *parts, criterion=nn.CrossEntropyLoss(reduction="sum"))
+
+
 class Halved(nn.CrossEntropyLoss):
     """Weighs the classes and divides by the number of images, as a focal loss does."""
 

@@ -165,7 +165,7 @@ ALLOWED = {
     "utils.sources": {"utils.images", "utils.shapes", "utils.tiny_imagenet"},
     "utils.state": {"utils.history", "utils.processes", "utils.runtime"},
     "utils.stop": {"utils.processes"},
-    "utils.summary": set(),
+    "utils.summary": {"utils.runtime"},
     "utils.tensorboard": {"utils.history"},
     "utils.tiny_imagenet": set(),
     "utils.transforms": {"utils.cutout", "utils.per_image"},

@@ -82,6 +82,34 @@ def test_defaults_follow_a_plain_loop_bit_for_bit(tiny_net):
     assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5, 6, 7]
 
 
+class Counts(nn.Module):
+    """Counts its batches in a buffer."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x)
+
+
+def test_workers_that_stay_and_a_counter_change_nothing_of_a_plain_loop(tiny_net):
+    def loaders():
+        workers = {"num_workers": 1, "persistent_workers": True}
+        train = DataLoader(random_batches(22), batch_size=8, shuffle=True)
+        return train, DataLoader(random_batches(13, seed=4), batch_size=8, **workers)
+
+    ours, plain = Counts(copy.deepcopy(tiny_net)), Counts(tiny_net)
+    seed_everything(1)
+    engine.fit(ours, *loaders(), epochs=3, **QUIET)
+    seed_everything(1)
+    plain_loop(plain, loaders(), 3, torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9))
+    assert_same_weights(ours, plain)
+    assert ours.calls == plain.calls == 15
+
+
 def test_the_small_network_follows_a_plain_loop_bit_for_bit():
     data = load_data("shapes", limit=48, batch_size=20, recipe="eva6_s8")
     ours = create_model("small_resnet")

@@ -1,8 +1,10 @@
 """The rule of a single kind of normalization: what hides is found, what is allowed passes."""
 
 import copy
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,17 @@ class Sneaky(nn.Module):
 
     def forward(self, x):
         return F.batch_norm(x, torch.zeros(8), torch.ones(8), training=True) if self.training else x
+
+
+class Functional(nn.Module):
+    """A function without a module of its own."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 class OwnLayerNorm(nn.Module):
@@ -68,10 +81,22 @@ def test_a_hidden_batch_norm_is_found(data):
         [nn.InstanceNorm2d(8)],
         [nn.GroupNorm(1, 8), Sneaky()],
         [nn.GroupNorm(1, 8), nn.LocalResponseNorm(2)],
+        [nn.GroupNorm(1, 8), Functional(lambda x: F.local_response_norm(x, 2))],
+        [nn.GroupNorm(1, 8), Functional(lambda x: F.rms_norm(x, x.shape[1:]))],
         [StandardizedConv2d(8, 8, 3)],
         [],
     ],
-    ids=["batch", "group", "instance", "functional", "response", "weights", "none"],
+    ids=[
+        "batch",
+        "group",
+        "instance",
+        "functional",
+        "response",
+        "functional response",
+        "functional rms",
+        "weights",
+        "none",
+    ],
 )
 def test_other_norms_and_none_fail(data, layers):
     model = normed(*layers)
@@ -107,6 +132,8 @@ class Draws(nn.Module):
 
     def forward(self, x):
         self.calls += 1
+        if self.training and random.random() < 0.5:
+            x = x * np.random.uniform(2, 3)
         return (x + self.dropout(x) + stochastic_depth(x, 0.5, "row", self.training)) / self.calls
 
 

@@ -171,3 +171,11 @@ def test_lack_of_memory_stays_what_it_is(tiny_net):
     tiny_net.register_forward_pre_hook(fail)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
         predict(tiny_net, DataLoader(SAMPLES, batch_size=8))
+
+
+@pytest.mark.parametrize("look", [predict, lambda model, loader: predict(model, loader).wrong(3)])
+def test_a_loaders_own_generator_stays_as_it_was(look, tiny_net):
+    generator = torch.Generator().manual_seed(1)
+    loader, state = DataLoader(random_batches(20), batch_size=8, generator=generator), generator.get_state()
+    look(tiny_net, loader)
+    assert torch.equal(generator.get_state(), state)

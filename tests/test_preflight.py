@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet
+from conftest import TinyNet, random_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
@@ -252,3 +252,12 @@ def test_labels_that_do_not_belong_to_the_images(data):
     train = Loader(images, data.train.labels[:64], data.test.transform, batch_size=64)
     problems = failed(preflight(TinyNet(10), dataclasses.replace(data, train=train)))
     assert "the labels do not belong to the images" in problems["one batch can be learnt"].cause
+
+
+def test_the_order_of_the_run_that_follows_is_not_drawn_from():
+    generator = torch.Generator().manual_seed(1)
+    train = DataLoader(random_batches(24), batch_size=8, shuffle=True, generator=generator)
+    own = types.SimpleNamespace(train=train, test=DataLoader(random_batches(8), batch_size=8), classes=list("abcd"))
+    state = generator.get_state()
+    preflight(TinyNet(), own)
+    assert torch.equal(generator.get_state(), state)

@@ -21,6 +21,10 @@ def test_the_table_changes_nothing(tiny_net):
     assert re.search(r"Conv2d-1 +\[-1, 6, 8, 8\] +168", text)
 
 
+def test_a_compiled_model_has_the_table_of_the_plain_one(tiny_net):
+    assert summary(torch.compile(tiny_net), (3, 8, 8)) == summary(tiny_net, (3, 8, 8))
+
+
 def test_nothing_is_printed(tiny_net, capsys):
     summary(tiny_net, (3, 8, 8))
     assert capsys.readouterr() == ("", "")

@@ -10,6 +10,7 @@ from torch import nn
 from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
 from .history import History
+from .parts import keep_loaders
 from .rules import Finding, equal
 from .runtime import keep_rng, unwrap
 
@@ -67,7 +68,7 @@ def audit(
         ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
         TypeError: the brief is neither a name nor a `Brief`.
     """
-    with keep_rng():
+    with keep_rng(), keep_loaders(data.train, data.test):
         return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))
 
 

@@ -126,8 +126,7 @@ def check_fit(
     check_steps(optimizer)
     if optimizer is not None:
         _check_optimizer(optimizer, model, scheduler)
-    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
-        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
+    check_criterion(criterion)
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]] if optimizer else []
     if any(id(parameter) not in held for parameter in loss_parameters(criterion)):
         warnings.warn(
@@ -135,6 +134,12 @@ def check_fit(
             "[*model.parameters(), *criterion.parameters()]",
             stacklevel=3,
         )
+
+
+def check_criterion(criterion: Any) -> None:
+    """Refuse what is no loss, or none that is a mean."""
+    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
+        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
     reduction = option_of(criterion, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")

@@ -89,9 +89,12 @@ def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label
 
 
 def weight_of(criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor | int:
-    """Return what a batch's mean loss was divided by: its number of labels, or the sum of their classes' weights."""
+    """Return what a batch's mean loss was divided by: the labels that count, or their weights' sum."""
     named = getattr(criterion, "func", criterion)
-    weight: Any = option_of(criterion, "weight")
-    if weight is None or not (type(named) in _WEIGHTED or named in _WEIGHTED):
+    if not (type(named) in _WEIGHTED or named in _WEIGHTED):
         return len(labels)
-    return weight[labels].sum()
+    weight: Any = option_of(criterion, "weight")
+    ignored = option_of(criterion, "ignore_index", -100)
+    if weight is None:
+        return len(labels) if ignored < 0 else (labels != ignored).sum()
+    return (weight[labels] * (labels != ignored)).sum()

@@ -275,11 +275,14 @@ def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:
         raise ValueError(f"image is (3, H, W) and map (H, W), got {tuple(image.shape)} and {tuple(map_.shape)}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is a share from 0 to 1, not {strength!r}")
-    for name, values in (("image", image), ("map", map_)):
+    for name, values, hint in (
+        ("image", image, "denormalize() it first"),
+        ("map", map_, "as those of GradCAM are"),
+    ):
         if not (values.min() >= -1e-4 and values.max() <= 1 + 1e-4):  # NaN is neither
             raise ValueError(
                 f"the {name} has values from {float(values.min()):.2f} to {float(values.max()):.2f}, not in [0, 1]; "
-                "denormalize() it first"
+                f"{hint}"
             )
     levels = (255 * map_).round().to(torch.uint8).cpu().numpy()
     colours = torch.from_numpy(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1].copy())

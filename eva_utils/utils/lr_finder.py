@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
 from .forward import logits_of, loss_of
 from .optim import fill_momentum, rate_shares
-from .runtime import keep_modes, keep_rng, pick_device, pick_precision
-from .state import keep_generators
+from .parts import keep_loaders
+from .runtime import keep_buffers, keep_modes, keep_rng, pick_device, pick_precision
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
 SKIPPED = (10, 5)  # steps at the start and at the end in which no suggestion is looked for
@@ -94,7 +93,7 @@ def lr_find(
     losses: list[float] = []
     first = smooth = lowest = math.inf
     shares = rate_shares(optimizer)
-    with _as_they_were(model, optimizer, loader), keep_generators(loader), keep_rng(), keep_modes(model):
+    with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):
         model.to(place).train()
         if scaler.is_enabled():
             fill_momentum(optimizer)
@@ -152,39 +151,23 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Iterator[None]:
-    """Put back weights, gradients, the optimizer's state and rates, and the workers that a loader keeps."""
+def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put back weights, gradients, and the optimizer's state and rates."""
     home = next(model.parameters()).device
     weights = copy.deepcopy(model.state_dict())
-    buffers = [  # also those in no state_dict, and those that forward() makes
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     others = {parameter: parameter.detach().clone() for parameter in trained - set(model.parameters())}  # of the loss
     gradients = {parameter: parameter.grad for parameter in [*model.parameters(), *others]}
     state = copy.deepcopy(optimizer.state_dict())
-    persistent = isinstance(loader, DataLoader) and loader.persistent_workers
-    if persistent:  # the workers at hand wait, since they hold generators of their own; others do this work
-        workers, loader._iterator = loader._iterator, None
     for parameter in gradients:
         parameter.grad = None
     try:
         yield
     finally:
         model.to(home)
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            if buffer is not None and value is not None:
-                buffer.data.copy_(value)
         model.load_state_dict(weights)
         for parameter, value in others.items():
             parameter.data.copy_(value)
         optimizer.load_state_dict(state)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-        if persistent:
-            ours, loader._iterator = loader._iterator, workers
-            if ours is not None:
-                ours._shutdown_workers()

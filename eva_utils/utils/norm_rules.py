@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .rules import Finding, judged
-from .runtime import keep_rng, unwrap
+from .runtime import keep_rng, seed_everything, unwrap
 
 _NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
@@ -33,7 +34,7 @@ class _NormCalls(TorchDispatchMode):
         self.calls: Counter[tuple[str, bool]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = re.search(r"(batch|group|layer|rms)_norm", func.__name__)
+        found = re.search(r"(batch|group|layer)_norm", func.__name__)
         if found and "backward" not in func.__name__:
             kind = found[0]
             # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
@@ -42,6 +43,20 @@ class _NormCalls(TorchDispatchMode):
             if kind == "batch_norm" and len(args[0]) == 1:  # of one image, to which torch gives the channels of both
                 kind = "instance_norm"
             self.calls[kind, args[0].untyped_storage().data_ptr() in self.weights] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _DecomposedCalls(TorchFunctionMode):
+    """Adds to the counts those normalizations that torch takes apart before they run."""
+
+    def __init__(self, counted: _NormCalls) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("rms_norm", "local_response_norm"):
+            given = args[0] if args else kwargs["input"]
+            self.counted.calls[func.__name__, given.untyped_storage().data_ptr() in self.counted.weights] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -55,7 +70,7 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
     images = image.expand(2, *image.shape[1:])  # batch norm needs two
     calls: Counter[tuple[str, bool]] = Counter()
     for training in (True, False):
-        with torch.no_grad(), _NormCalls(trial) as counted:
+        with torch.no_grad(), _NormCalls(trial) as counted, _DecomposedCalls(counted):
             trial.train(training)(images)
         calls |= counted.calls
     norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
@@ -77,13 +92,13 @@ def _depends_on_batch(model: nn.Module, image: Tensor) -> bool:
     """Whether in training, dropout apart, the logits of an image (1, C, H, W) change with the other of its batch."""
     logits = []
     with keep_rng(), torch.no_grad():
-        torch.manual_seed(0)
+        seed_everything(0)
         for other in (image, 1 + image.std() * torch.randn_like(image)):
             trial = copy.deepcopy(model).train()
             for module in trial.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.eval()
-            torch.manual_seed(0)  # what else is drawn, as which blocks are left out, is drawn again
+            seed_everything(0)  # what else is drawn, as which blocks are left out, is drawn again
             logits.append(trial(torch.cat([image, other]))[0])
     return bool((logits[0] - logits[1]).abs().max() > 1e-3 * logits[0].abs().max())
 

@@ -1,13 +1,21 @@
 """What is asked of the parts of a run: its model, loss, loaders and scheduler."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
 
@@ -47,6 +55,30 @@ def own_generators(loader: Any) -> list[torch.Generator]:
     inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
     found = [getattr(part, "generator", None) for part in (loader, sampler, inner)]
     return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+
+
+def keeping_workers(loaders: Sequence[Any]) -> list[DataLoader]:
+    """Return those of the loaders whose workers stay from epoch to epoch."""
+    return [loader for loader in loaders if isinstance(loader, DataLoader) and loader.persistent_workers]
+
+
+@contextmanager
+def keep_loaders(*loaders: Any) -> Iterator[None]:
+    """Put back the generators that DataLoaders draw their order from and the workers they keep, come what may."""
+    states = [(generator, generator.get_state()) for loader in loaders for generator in own_generators(loader)]
+    persistent = keeping_workers(loaders)
+    workers = [loader._iterator for loader in persistent]
+    for loader in persistent:  # the workers at hand wait, since they hold generators of their own; others do this work
+        loader._iterator = None
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+        for loader, kept in zip(persistent, workers, strict=True):
+            ours, loader._iterator = loader._iterator, kept
+            if ours is not None:
+                ours._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def inner_schedulers(scheduler: Any) -> Iterator[LRScheduler]:

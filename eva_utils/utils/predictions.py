@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .batches import check_batch, check_labels
 from .checks import check_whole
 from .forward import logits_of
-from .parts import is_shuffled
+from .parts import is_shuffled, keep_loaders
 from .runtime import keep_modes, keep_rng, pick_device, pick_precision, rng_state, set_rng_state
 
 MISTAKES, HITS = "misclassified", "correctly classified"
@@ -139,7 +139,7 @@ class Predictions:
         else:
             confidence = self.probabilities[positions].gather(1, self.predicted[positions, None]).flatten()
             positions = positions[confidence.argsort(descending=True, stable=True)]
-        with keep_rng():
+        with keep_rng(), keep_loaders(self._loader):
             if self._rng:  # so that a loader which draws yields the very images that were predicted
                 set_rng_state(self._rng)
             return Records(self._records(positions[:n].tolist()), kind, n, total, target, predicted)
@@ -197,7 +197,7 @@ def predict(
     dtype = pick_precision(precision, place)
     model.to(place)
     outputs, targets, rng = [], [], rng_state()
-    with keep_modes(model), keep_rng(), torch.no_grad():
+    with keep_modes(model), keep_rng(), keep_loaders(loader), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")

@@ -16,7 +16,7 @@ from .checks import check_loader
 from .failures import explain_failure, is_misfit
 from .images import ImageFiles
 from .loader import Loader
-from .parts import trainable_parameters
+from .parts import keep_loaders, trainable_parameters
 from .runtime import keep_rng
 
 OVERFIT_IMAGES = 16
@@ -75,7 +75,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
             f"{type(data).__name__} has no {missing[0]}"
         )
     check_loader("data.train", data.train)
-    with keep_rng():
+    with keep_rng(), keep_loaders(data.train, data.test):
         place = "the first batch of data.train"
         images, all_labels = check_batch(next(iter(data.train), None), place)
         images, labels = images[:OVERFIT_IMAGES].cpu(), all_labels[:OVERFIT_IMAGES].cpu()

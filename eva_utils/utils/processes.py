@@ -73,8 +73,10 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
     own = device()
     if place.type != own.type or place.index not in (None, own.index):
         raise ValueError(f"this process of {count()} trains on {own}, not on {place}; leave device out")
-    if option_of(criterion, "weight") is not None:
-        raise ValueError("a loss that weights the classes averages by weight in each process; train in one process")
+    if option_of(criterion, "weight") is not None or option_of(criterion, "ignore_index", -100) >= 0:
+        raise ValueError(
+            "a loss that weights the classes, or ignores one, averages by weight in each process; train in one process"
+        )
     if loss_parameters(criterion):
         raise ValueError("a loss with parameters would be trained by each process for itself; train in one process")
     if place.type != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):

@@ -20,6 +20,7 @@ from .gradcam import GradCAM
 from .lock import locked
 from .norm_rules import norm_kinds
 from .notebook import cells_of
+from .parts import keep_loaders
 from .predictions import Predictions, Records, predict
 from .runtime import keep_rng, pick_device, unwrap, versions
 from .summary import summary
@@ -84,7 +85,7 @@ def write_report(
         raise FileNotFoundError(
             f"{folder} holds no finished epoch of a run; give the folder that fit(checkpoint=) wrote"
         )
-    with locked(folder), keep_rng():
+    with locked(folder), keep_rng(), keep_loaders(data.train, data.test):
         history = finished.read_history(folder)
         splits = finished.tested_splits(history, data)
         _check_own(folder)

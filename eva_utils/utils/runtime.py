@@ -243,6 +243,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def keep_buffers(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back as it was, those in no state_dict too, also after an exception."""
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if buffer is not None and value is not None:
+                buffer.data.copy_(value)
+
+
+@contextmanager
 def keep_modes(model: nn.Module) -> Iterator[None]:
     """Put every submodule back into training or evaluation mode as it was, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]

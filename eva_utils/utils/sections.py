@@ -31,7 +31,7 @@ def parameters(record: dict) -> str:
     counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
     rows: list[tuple[str, object]] = [
         ("data", ": ".join(filter(None, [data["source"] or "images", counts]))),
-        ("classes", ", ".join(data["classes"])),
+        ("classes", ", ".join(map(str, data["classes"]))),
         (
             "training transforms",
             ", ".join(filter(None, steps)) or ("none" if "transform" in trained else "not recorded"),

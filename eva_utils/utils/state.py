@@ -2,27 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from . import processes
 from .history import History
-from .parts import own_generators
+from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
-
-
-@contextmanager
-def keep_generators(loader: Any) -> Iterator[None]:
-    """Put the generators that a DataLoader draws its order from back as they were, also after an exception."""
-    states = [(generator, generator.get_state()) for generator in own_generators(loader)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
 
 
 def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.dtype:
@@ -47,16 +35,18 @@ def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.
 
 
 class RunState:
-    """What shapes the epochs to come: the state of a run's parts, the loader's generators and the random ones.
+    """What shapes the epochs to come: the state of a run's parts, the loaders' generators and the random ones.
 
     Args:
-        loader: the training loader.
+        loaders: the training and the test loader.
         parts: by name, what has a `state_dict`; those that are None are left out.
     """
 
-    def __init__(self, loader: Any, **parts: Any) -> None:
+    def __init__(self, loaders: Sequence[Any], **parts: Any) -> None:
         self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.generators = own_generators(loader)
+        self.loaders = loaders
+        found = {id(generator): generator for loader in loaders for generator in own_generators(loader)}
+        self.generators = list(found.values())
         self.kept: dict[str, dict] = {}
 
     def collect(self, epoch: int, history: History) -> dict:
@@ -73,6 +63,8 @@ class RunState:
         """Put back what `collect` returned."""
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
+        for loader in keeping_workers(self.loaders):
+            iter(loader)  # starts the workers, for which it draws a seed, as the run did in its first epoch
         rng = saved["rng"]
         set_rng_state(rng[processes.rank()] if isinstance(rng, list) else rng)
         for generator, state in zip(self.generators, saved["generators"], strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .names import first_line
+from .runtime import unwrap
 
 
 def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
@@ -39,7 +40,7 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
 
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stdout(table):
-        trial = copy.deepcopy(model).cpu().eval()
+        trial = copy.deepcopy(unwrap(model)).cpu().eval()
         try:
             trial(torch.rand(2, *input_size))
         except Exception as error:
