@@ -68,7 +68,7 @@ def audit(
         ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
         TypeError: the brief is neither a name nor a `Brief`.
     """
-    with keep_rng(), keep_loaders(data.train, data.test):
+    with keep_rng(), keep_loaders(getattr(data, "train", None), data.test):
         return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))
 
 

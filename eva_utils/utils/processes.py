@@ -65,7 +65,7 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
     """Refuse what several processes cannot train as one would; with one process nothing is refused.
 
     Raises:
-        ValueError: the device is not this process's own, the loss weights the classes or has parameters, or the
+        ValueError: the device is not this process's own, the loss weights or ignores classes or has parameters, or the
             model has batch normalization, which torch does not synchronise on the CPU.
     """
     if count() == 1:
@@ -73,7 +73,8 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
     own = device()
     if place.type != own.type or place.index not in (None, own.index):
         raise ValueError(f"this process of {count()} trains on {own}, not on {place}; leave device out")
-    if option_of(criterion, "weight") is not None or option_of(criterion, "ignore_index", -100) >= 0:
+    ignored = option_of(criterion, "ignore_index")
+    if option_of(criterion, "weight") is not None or (ignored is not None and ignored >= 0):
         raise ValueError(
             "a loss that weights the classes, or ignores one, averages by weight in each process; train in one process"
         )
