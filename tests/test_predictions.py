@@ -132,10 +132,10 @@ def test_misuse_is_refused(predictions, tiny_net):
 
 def test_a_loader_that_changes_its_order_is_noticed(tiny_net):
     class Restless:
-        generator = torch.Generator().manual_seed(0)
+        hidden = torch.Generator().manual_seed(0)
 
         def __iter__(self):
-            order = torch.randperm(41, generator=self.generator)
+            order = torch.randperm(41, generator=self.hidden)
             return iter([(SAMPLES.tensors[0][order], SAMPLES.tensors[1][order])])
 
     found = predict(tiny_net, Restless())
