@@ -57,6 +57,15 @@ def without_time(history):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
 
 
+def check_resumes_exactly(run, folder):
+    """`run` makes its parts anew, passes its options to fit, and returns the modules that train, and the record."""
+    modules, history = run()
+    run(log=StopAfter(2), checkpoint=folder, resume="auto")
+    resumed_modules, resumed = run(checkpoint=folder, resume="auto")
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_modules.state_dict(), modules.state_dict())
+
+
 def test_a_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_path):
     def run(log=None, **options):
         seed_everything(3)
@@ -65,11 +74,7 @@ def test_a_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_p
         loader, model = DataLoader(samples, batch_size=8, sampler=sampler), TinyNet()
         return model, engine.fit(model, loader, loader, epochs=4, **{**QUIET, "log": log, **options})
 
-    model, history = run()
-    run(log=StopAfter(2), checkpoint=tmp_path, resume="auto")
-    resumed_model, resumed = run(checkpoint=tmp_path, resume="auto")
-    assert without_time(resumed) == without_time(history)
-    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    check_resumes_exactly(run, tmp_path)
 
 
 class Scaled(nn.Module):
@@ -93,14 +98,9 @@ def test_a_loss_with_a_state_and_a_test_loader_that_draws_are_resumed(tmp_path):
         test_loader = DataLoader(tests, batch_size=8, sampler=RandomSampler(tests, True, 16, generator=generator))
         loader, model, criterion = DataLoader(random_batches(22), batch_size=8, shuffle=True), TinyNet(), Scaled()
         options = {**QUIET, "log": log, "criterion": criterion, **options}
-        return model, engine.fit(model, loader, test_loader, epochs=4, **options), criterion
+        return nn.ModuleList([model, criterion]), engine.fit(model, loader, test_loader, epochs=4, **options)
 
-    model, history, criterion = run()
-    run(log=StopAfter(2), checkpoint=tmp_path, resume="auto")
-    resumed_model, resumed, resumed_criterion = run(checkpoint=tmp_path, resume="auto")
-    assert without_time(resumed) == without_time(history)
-    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
-    assert torch.equal(resumed_criterion.scale, criterion.scale)
+    check_resumes_exactly(run, tmp_path)
 
 
 def test_workers_that_stay_are_started_before_the_generators_are_put_back(tmp_path):
@@ -112,11 +112,7 @@ def test_workers_that_stay_are_started_before_the_generators_are_put_back(tmp_pa
         model = TinyNet()
         return model, engine.fit(model, loader, test_loader, epochs=4, **{**QUIET, "log": log, **options})
 
-    model, history = run()
-    run(log=StopAfter(2), checkpoint=tmp_path, resume="auto")
-    resumed_model, resumed = run(checkpoint=tmp_path, resume="auto")
-    assert without_time(resumed) == without_time(history)
-    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    check_resumes_exactly(run, tmp_path)
 
 
 def assert_equal_weights(first, second):

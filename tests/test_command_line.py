@@ -55,6 +55,7 @@ def run(*arguments, code=0):
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
     assert end.value.code == code, out.getvalue() + err.getvalue()
+    assert "Traceback" not in err.getvalue()
     return out.getvalue() if code == 0 else err.getvalue()
 
 

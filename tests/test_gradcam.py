@@ -293,6 +293,8 @@ def test_overlay_mixes_image_and_colours():
         overlay(3 * image - 1, map_)
     with pytest.raises(ValueError, match="the map has values from nan to nan, not in"):
         overlay(image, map_ * float("nan"))
+    with pytest.raises(ValueError, match=r"the map has values from .* not in \[0, 1\]; as those of GradCAM are"):
+        overlay(image, 9 * map_)
     with pytest.raises(ValueError, match="strength is a share from 0 to 1, not 2"):
         overlay(image, map_, strength=2)
     with pytest.raises(ValueError, match=r"got \(3, 6, 7\) and \(7, 6\)"):

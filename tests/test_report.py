@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eva_utils import main as engine
 from eva_utils.utils.assignments import Brief
+from eva_utils.utils.brief import audit
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM
@@ -259,6 +260,21 @@ def test_no_mistakes_to_show(tmp_path, own_data, monkeypatch):
     assert "| misclassified images | 20, and Grad-CAM of the same | there is none to show | pass |" in text
     assert not (tmp_path / "run" / "figures" / "misclassified.png").exists()
     assert "training transforms | not recorded" in text and "no list of its layers" in text
+
+
+def test_classes_may_be_numbers_and_a_loaders_generator_stays_as_it_was(tmp_path, own_data, monkeypatch):
+    monkeypatch.setattr("eva_utils.utils.page._figures", lambda record: {})  # which take seconds to draw
+    generator, model = torch.Generator().manual_seed(1), Sign()
+    own_data.test = DataLoader(own_data.test.dataset, batch_size=6, generator=generator)
+    own_data.classes = range(2)
+    fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
+    history = engine.fit(model, own_data.train, own_data.test, **fit)
+    state = generator.get_state()
+    audit(Brief("title", "objective", norm="LayerNorm"), history, model, own_data)
+    assert torch.equal(generator.get_state(), state)
+    report = write_report(tmp_path / "run", model, own_data)
+    assert torch.equal(generator.get_state(), state)
+    assert "| classes | 0, 1 |" in report.path.read_text(encoding="utf-8")
 
 
 NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"

@@ -12,7 +12,7 @@ from .batches import check_logits
 from .cam_layer import deepest_layer, is_channels_last
 from .failures import failure_explained
 from .names import unknown_name
-from .runtime import keep_rng, unwrap
+from .runtime import keep_buffers, keep_rng, unwrap
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -148,8 +148,7 @@ class GradCAM:
                 if getattr(module, "_compiled_call_impl", None) is not None:  # hooks do not fire in compiled code
                     stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
                     module._compiled_call_impl = None
-            for buffer in self.model.buffers():
-                stack.callback(buffer.data.copy_, buffer.detach().clone())
+            stack.enter_context(keep_buffers(self.model))
             self.model.eval()
             stack.enter_context(keep_rng())
             stack.enter_context(torch.inference_mode(False))
@@ -275,14 +274,12 @@ def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:
         raise ValueError(f"image is (3, H, W) and map (H, W), got {tuple(image.shape)} and {tuple(map_.shape)}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is a share from 0 to 1, not {strength!r}")
-    for name, values, hint in (
-        ("image", image, "denormalize() it first"),
-        ("map", map_, "as those of GradCAM are"),
-    ):
+    hints = "denormalize() it first", "as those of GradCAM are"
+    for name, values, hint in zip(("image", "map"), (image, map_), hints, strict=True):
         if not (values.min() >= -1e-4 and values.max() <= 1 + 1e-4):  # NaN is neither
             raise ValueError(
                 f"the {name} has values from {float(values.min()):.2f} to {float(values.max()):.2f}, not in [0, 1]; "
-                f"{hint}"
+                + hint
             )
     levels = (255 * map_).round().to(torch.uint8).cpu().numpy()
     colours = torch.from_numpy(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1].copy())

@@ -1,4 +1,4 @@
-"""What is asked of the parts of a run: its model, loss, loaders and scheduler."""
+"""What is asked of the parts of a run: its model, loss, loaders and scheduler; and how loaders are left alone."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
