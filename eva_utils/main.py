@@ -21,8 +21,10 @@ from .utils.checks import (
     check_decay,
     check_fit,
     check_loader,
+    check_model,
+    check_optimizer,
     check_seed,
-    check_steps,
+    check_trainable,
     warn_of_loaders,
     warn_of_trained,
 )
@@ -103,9 +105,10 @@ def train(
         ValueError: a batch, the logits, the loss or a number is not what it should be.
         TypeError: likewise, or the scheduler follows a metric.
     """
+    check_trainable(model)
     check_loader("loader", loader)
+    check_optimizer(optimizer, model)
     check_criterion(criterion)
-    check_steps(optimizer)
     check_clip(clip)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError(
@@ -172,6 +175,7 @@ def test(
         ValueError: a batch, the logits or the loss is not what it should be.
         TypeError: likewise.
     """
+    check_model(model)
     check_loader("loader", loader)
     check_criterion(criterion)
     place, dtype, criterion = _choose(criterion, device, precision)

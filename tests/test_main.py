@@ -420,6 +420,31 @@ def test_a_model_that_raises_keeps_the_finished_epochs(tiny_net, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "model, optimizer, error, message",
+    [
+        (TinyNet, None, TypeError, "model is a torch.nn.Module, not type; pass the model itself"),
+        (TinyNet(), "sgd", TypeError, r"optimizer is a torch optimizer such as SGD.*, not 'sgd'"),
+        (TinyNet(), torch.optim.SGD(TinyNet().parameters()), ValueError, "the optimizer holds no parameter of this"),
+        (TinyNet().requires_grad_(False), None, ValueError, "the model has no trainable parameter"),
+    ],
+)
+def test_train_refuses_what_would_not_learn(model, optimizer, error, message):
+    class Unread(list):
+        def __iter__(self):
+            raise AssertionError("a batch was read")
+
+    with pytest.raises(error, match=message):
+        engine.train(model, Unread([1]), optimizer, log=None)
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients are switched off here"):
+        engine.train(TinyNet(), Unread([1]), optimizer, log=None)
+
+
+def test_test_refuses_what_is_no_model(loaders):
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str; pass the model itself"):
+        engine.test("resnet18", loaders[1])
+
+
+@pytest.mark.parametrize(
     "change, error, message",
     [
         ({"epochs": 0}, ValueError, "epochs is a whole number from 1 up, not 0"),

@@ -83,10 +83,57 @@ def warn_of_trained(trained: bool) -> None:
         )
 
 
-def check_steps(optimizer: Any) -> None:
-    """Raise TypeError for the optimizer that runs the model by itself."""
+def check_model(model: Any) -> None:
+    """Raise TypeError unless the model is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+
+
+def check_trainable(model: Any) -> None:
+    """Refuse a model that cannot be trained, or not here."""
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are switched off here, by torch.no_grad(), inference_mode() or set_grad_enabled(False); leave "
+            "that out"
+        )
+    check_model(model)
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        raise ValueError(
+            "the model has lazy layers that have seen no image, so their weights are yet to be made; run a batch "
+            "through it first, as model(torch.zeros(2, 3, 32, 32))"
+        )
+    if any(parameter.is_inference() or parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the model was made inside torch.inference_mode() or on the meta device, so it cannot be trained; "
+            "build it outside"
+        )
+    if not trainable_parameters(model):
+        raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
+
+
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Refuse an optimizer that would not train this model."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError("LBFGS runs the model several times a step, which the loop does not; use SGD or Adam")
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not {id(parameter) for parameter in held} & {id(parameter) for parameter in model.parameters()}:
+        raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
+    if not any(parameter.requires_grad for parameter in held):
+        raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if not all(math.isfinite(rate) for rate in rates):
+        raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
+
+
+def check_criterion(criterion: Any) -> None:
+    """Refuse what is no loss, or none that is a mean."""
+    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
+        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
+    reduction = option_of(criterion, "reduction", "mean")
+    if reduction != "mean":
+        raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
 
 
 def check_fit(
@@ -100,33 +147,19 @@ def check_fit(
 ) -> None:
     """Refuse what cannot train, before any work."""
     check_whole("epochs", epochs, 1)
-    if not torch.is_grad_enabled():
-        raise ValueError(
-            "gradients are switched off here, by torch.no_grad(), inference_mode() or set_grad_enabled(False); leave "
-            "that out"
-        )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
-    if any(map(nn.parameter.is_lazy, model.parameters())):
-        raise ValueError(
-            "the model has lazy layers that have seen no image, so their weights are yet to be made; run a batch "
-            "through it first, as model(torch.zeros(2, 3, 32, 32))"
-        )
-    if any(parameter.is_inference() or parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(
-            "the model was made inside torch.inference_mode() or on the meta device, so it cannot be trained; "
-            "build it outside"
-        )
-    if not trainable_parameters(model):
-        raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
+    check_trainable(model)
     check_loader("train_loader", train_loader)
     check_loader("test_loader", test_loader)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
-    check_steps(optimizer)
-    if optimizer is not None:
-        _check_optimizer(optimizer, model, scheduler)
     check_criterion(criterion)
+    if optimizer is not None:
+        check_optimizer(optimizer, model)
+        lowest = min(float(group["lr"]) for group in optimizer.param_groups)
+        if scheduler is None and lowest < 0:
+            raise ValueError(
+                f"the optimizer's learning rate is {lowest:g}, as a one-cycle schedule leaves it at its end; "
+                "build optimizer and scheduler anew before each run"
+            )
+        _warn_of_parameters(optimizer, model)
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]] if optimizer else []
     if any(id(parameter) not in held for parameter in loss_parameters(criterion)):
         warnings.warn(
@@ -136,22 +169,9 @@ def check_fit(
         )
 
 
-def check_criterion(criterion: Any) -> None:
-    """Refuse what is no loss, or none that is a mean."""
-    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
-        raise TypeError(f"criterion is a loss such as nn.CrossEntropyLoss(), with its parentheses, not {criterion!r}")
-    reduction = option_of(criterion, "reduction", "mean")
-    if reduction != "mean":
-        raise ValueError(f"the criterion must average over the batch, not reduction={reduction!r}")
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, scheduler: LRScheduler | None) -> None:
+def _warn_of_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     own = dict(model.named_parameters())
-    if not any(id(parameter) in held for parameter in own.values()):
-        raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
-    if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError("every parameter of the optimizer is frozen; set requires_grad_(True) on those to train")
     left = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
     if left:
         warnings.warn(
@@ -159,14 +179,6 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, schedul
             "they are; if that is meant, set requires_grad_(False) on them, else build the optimizer after the last "
             "change of the model",
             stacklevel=4,
-        )
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if not all(math.isfinite(rate) for rate in rates):
-        raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
-    if scheduler is None and min(rates) < 0:
-        raise ValueError(
-            f"the optimizer's learning rate is {min(rates):g}, as a one-cycle schedule leaves it at its end; "
-            "build optimizer and scheduler anew before each run"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .batches import check_logits
 from .cam_layer import deepest_layer, is_channels_last
+from .checks import check_model
 from .failures import failure_explained
 from .names import unknown_name
 from .runtime import keep_buffers, keep_rng, unwrap
@@ -48,8 +49,7 @@ class GradCAM:
     def __init__(
         self, model: nn.Module, layers: Sequence[str] | None = None, *, reshape: Reshape | None = None
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+        check_model(model)
         self.model = unwrap(model)
         if any(parameter.is_inference() for parameter in self.model.parameters()):
             raise ValueError(

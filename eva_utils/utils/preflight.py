@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .augmentation import Check, augmentation_checks
 from .batches import are_probabilities, check_batch, check_labels
-from .checks import check_loader
+from .checks import check_loader, check_model
 from .failures import explain_failure, is_misfit
 from .images import ImageFiles
 from .loader import Loader
@@ -66,8 +66,7 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
         ValueError: the training loader is empty, or its first batch is not (float32 images, int64 labels) of the
             classes.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    check_model(model)
     missing = [name for name in ("train", "test", "classes") if not hasattr(data, name)]
     if missing:
         raise TypeError(

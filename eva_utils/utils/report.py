@@ -15,6 +15,7 @@ from .assignments import Brief, find_brief
 from .batches import check_classes
 from .brief import Audit, audit, count_images
 from .checkpoint import load_weights
+from .checks import check_model
 from .command_note import commands_of
 from .gradcam import GradCAM
 from .lock import locked
@@ -151,8 +152,7 @@ def write_report(
 def _check_arguments(run: Any, model: Any, data: Any) -> None:
     if not isinstance(run, str | Path):
         raise TypeError(f"run is the folder that fit(checkpoint=...) wrote, not {type(run).__name__}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    check_model(model)
     missing = [name for name in ("train", "test", "classes", "mean", "std") if not hasattr(data, name)]
     if missing:
         raise TypeError(f"data is what load_data returned; {type(data).__name__} has no {missing[0]}")

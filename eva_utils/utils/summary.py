@@ -8,6 +8,7 @@ import re
 import torch
 from torch import nn
 
+from .checks import check_model
 from .names import first_line
 from .runtime import unwrap
 
@@ -28,8 +29,7 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         ValueError: `input_size` is not three positive whole numbers, the model does not take such images, or
             torchsummary does not take the model, as one whose layers return more than tensors.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    check_model(model)
     three = isinstance(input_size, tuple | list) and len(input_size) == 3
     if not three or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is (channels, height, width), as (3, 32, 32), not {input_size!r:.60}")
