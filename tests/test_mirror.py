@@ -41,6 +41,19 @@ def test_a_lost_run_resumes_exactly_from_its_mirror(tmp_path):
     assert contents(mirror) == contents(run)
 
 
+@pytest.mark.parametrize("which", ["checkpoint", "mirror"])
+def test_a_google_drive_that_is_not_mounted_is_refused(which, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirrors, "_COLAB", tmp_path)
+    drive = tmp_path / "drive"
+    folders = {"checkpoint": tmp_path / "run", "mirror": tmp_path / "mirror", which: drive / "MyDrive" / "runs" / "s8"}
+    with pytest.raises(ValueError, match=r"which is not mounted, .* run from google.colab import drive; drive\.mount"):
+        make_run("plateau", epochs=1, **folders)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(mirrors.os.path, "ismount", lambda path: path == drive)
+    make_run("plateau", epochs=1, **folders)
+    assert (folders[which] / "best.pt").exists()
+
+
 def test_a_mirror_of_another_model_leaves_a_new_folder_empty(tmp_path):
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     make_run("plateau", epochs=1, checkpoint=run, mirror=mirror)

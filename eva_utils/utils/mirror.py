@@ -1,6 +1,7 @@
 """A second place for a run's files, such as a folder of Google Drive."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,23 @@ from .verified import is_whole, write_atomic
 # In the order in which they are copied: the record first, which says whose mirror this is, and what is made
 # from an epoch's state after that state.
 _OF_A_RUN = ("history.json", r"epoch-\d+\.pt", r"best\.pt", r"last\.pt", r"command\.json")
+
+_COLAB = Path("/content")
+
+
+def check_mounted(folder: Path) -> None:
+    """Refuse a folder of Google Drive in Colab where Drive is not mounted: it would be on the disk that Colab wipes.
+
+    Raises:
+        ValueError: it is one.
+    """
+    folder = folder.absolute()
+    drive = next((parent for parent in folder.parents if parent.name in ("MyDrive", "Shareddrives")), None)
+    if drive is not None and _COLAB in drive.parents and not os.path.ismount(drive.parent):
+        raise ValueError(
+            f"{folder} is on Google Drive, which is not mounted, so it would be lost with Colab's disk; run "
+            f"from google.colab import drive; drive.mount({str(drive.parent)!r}) first"
+        )
 
 
 def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:

@@ -9,7 +9,7 @@ from . import checkpoint as disk
 from . import processes
 from .history import History
 from .lock import locked
-from .mirror import check_mirror, copy_run, mend_run, restore_run
+from .mirror import check_mirror, check_mounted, copy_run, mend_run, restore_run
 from .verified import check_savable
 
 
@@ -48,13 +48,16 @@ class RunFolder:
         A run that only the mirror has is copied back first, and taken away again if it proves to be another one.
 
         Raises:
-            ValueError: the folder or the mirror does not go with `resume`, or another run is at work there.
+            ValueError: the folder or the mirror does not go with `resume`, is on a Google Drive that is not mounted, or
+                another run is at work there.
             OSError: the folder cannot be written to.
         """
         if self.folder is None:
             yield None
             return
+        check_mounted(self.folder)
         if self.mirror is not None:
+            check_mounted(self.mirror)
             check_mirror(self.folder, self.mirror, self.resume)
         if self.mirror is None or not self.resume:
             disk.check_folder(self.folder, self.resume)
