@@ -1,7 +1,6 @@
 """The training loop: `train` one epoch, `test` one pass, `fit` a run."""
 
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .utils import processes
-from .utils.averaging import MovingAverage
-from .utils.batches import check_batch, check_labels, check_outputs
+from .utils.averaging import MovingAverage, averaged
+from .utils.batches import check_batch, check_outputs
 from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_clip,
@@ -28,13 +27,13 @@ from .utils.checks import (
     warn_of_loaders,
     warn_of_trained,
 )
-from .utils.failures import explain_end, is_lack_of_memory
-from .utils.forward import lay_out, logits_of, loss_of, weight_of
+from .utils.failures import explain_end, free_memory
+from .utils.forward import answer, count_outputs, lay_out, loss_of, weight_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
-from .utils.optim import Warmup, fill_momentum, set_rates
-from .utils.parts import PER_BATCH_SCHEDULERS, keep_loaders, trainable_parameters
+from .utils.optim import fill_momentum
+from .utils.parts import trainable_parameters
 from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
@@ -42,16 +41,15 @@ from .utils.runtime import (
     check_compile,
     compiled,
     hardware,
-    keep_buffers,
     keep_freed_memory,
     keep_modes,
-    keep_rng,
     pick_device,
     pick_precision,
     precision_name,
     seed_everything,
     unwrap,
 )
+from .utils.schedule import Warmup, per_batch_scheduler, set_rates, step_epoch
 from .utils.schedule_checks import (
     check_rate,
     check_scheduler,
@@ -129,7 +127,7 @@ def train(
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             optimizer.zero_grad()
-            logits, labels = _forward(model, images, labels, place, dtype, number)
+            logits, labels = answer(model, images, labels, place, dtype, number)
             # One process's part of a small batch may have no label, and takes part in the step all the same.
             loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
             first_bad.update(loss, number)
@@ -188,7 +186,7 @@ def test(
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             if not len(labels):
                 continue
-            logits, labels = _forward(model, images, labels, place, dtype, number)
+            logits, labels = answer(model, images, labels, place, dtype, number)
             loss = loss_of(criterion, logits, labels, first=not number)
             meter.update(loss, logits, labels, weight_of(criterion, labels))
     return meter.total() if shared else meter.score()
@@ -261,14 +259,9 @@ def fit(
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
     check_scheduler(scheduler, optimizer, epochs, len(train_loader))
-    check_warmup(warmup, epochs, scheduler)
-    check_decay(ema)
-    check_clip(clip)
-    epochs, warmup = int(epochs), int(warmup)
-    ema, clip = (None if value is None else float(value) for value in (ema, clip))
-    if seed is not None:
-        check_seed(seed)
-        seed = int(seed)
+    epochs, warmup = int(epochs), check_warmup(warmup, epochs, scheduler)
+    ema, clip = check_decay(ema), check_clip(clip)
+    seed = None if seed is None else check_seed(seed)
     place, dtype, criterion = _choose(criterion, device, precision)
     check_compile(compile, place)
     processes.check_together(model, criterion, place)
@@ -278,46 +271,27 @@ def fit(
     run = RunFolder(checkpoint, mirror, resume, say)
     _move(model, criterion, place)
     # Before the folder is made, so that what does not fit leaves nothing behind.
-    check_outputs(_count_outputs(model, test_loader, place, dtype), train_loader, test_loader)
+    check_outputs(count_outputs(model, test_loader, place, dtype), train_loader, test_loader)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
+
     with ExitStack() as stack:
-        saved = processes.first_does(lambda: stack.enter_context(run.opened()))
+        saved = stack.enter_context(run.opened())
+
+        # The parts of the run, and its record.
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place, epochs)
         lay_out(model, dtype)
-        if optimizer is None:
-            fused = can_fuse(place, dtype)
-            optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused)
-        if scheduler is None:
-            check_unscheduled(optimizer)
-            scheduler = ReduceLROnPlateau(optimizer, patience=3)
-        check_rate(optimizer, scheduler)
+        optimizer, scheduler = _complete(model, optimizer, scheduler, place, dtype)
         warn_of_cosine(scheduler, epochs, warmup, len(train_loader))
-        use_scaler = dtype == torch.float16 and (saved is None or bool(saved["scaler"]))
-        scaler = torch.amp.GradScaler(place.type, enabled=use_scaler)
+        scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
         plain_model = unwrap(model)
-        settings = {
-            **describe_run(plain_model, optimizer, scheduler, criterion, train_loader, test_loader),
-            "epochs": epochs,
-            "warmup": warmup,
-            "ema": ema,
-            "clip": clip,
-            "compile": compile,
-            "seed": seed,
-            "torch_seed": torch.initial_seed(),
-            "precision": precision_name(dtype),
-            "processes": processes.count(),
-            "trained_before": is_trained(plain_model),
-            **hardware(place),
-        }
-        history = History(settings=settings)
+        parts = (plain_model, optimizer, scheduler, criterion, train_loader, test_loader)
+        asked = {"epochs": epochs, "warmup": warmup, "ema": ema, "clip": clip, "compile": compile, "seed": seed}
+        history = History(settings=_describe(parts, asked, place, dtype))
         stack.callback(lambda: note_trained(plain_model) if history.rows else None)  # after the average is in
-        average, tested_model = None, model
-        if ema is not None:
-            average = MovingAverage(model, ema)
-            tested_model = average.module
-            stack.callback(lambda: plain_model.load_state_dict(tested_model.state_dict()))
+        average = stack.enter_context(averaged(model, ema))
+        tested_model = model if average is None else average.module
         state = RunState(
             (train_loader, test_loader),
             model=plain_model,
@@ -327,39 +301,38 @@ def fit(
             ema=average,
             criterion=criterion if isinstance(criterion, nn.Module) and criterion.state_dict() else None,
         )
+
+        # A new run, or the one in the folder: what does not fit is refused before anything is changed.
         if saved:
-            check_resumable(saved, plain_model, optimizer, settings)
+            check_resumable(saved, plain_model, optimizer, history.settings)
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
-            warn_of_trained(settings["trained_before"])
-            if checkpoint is not None:
-                run.check_savable(state.collect(0, history), history)
+            warn_of_trained(history.settings["trained_before"])
+            run.check_savable(state, history)
         warn_of_loaders(train_loader, test_loader)
         trained_model = stack.enter_context(processes.parallel(model))
-        for module in {id(model): model, id(tested_model): tested_model}.values():
+        for module in (model,) if average is None else (model, tested_model):
             stack.enter_context(compiled(module, compile))
         if seed is not None:
             seed_everything((seed + processes.rank()) % 2**32)
         if saved:
             state.restore(saved)
-            history.rows, history.settings = saved["history"]["rows"], saved["history"]["settings"]
-            history.settings["epochs"] = max(epochs, len(history))
-            run.rewrite_derived(saved, history)
-            say(_describe_resumption(history, epochs, run))
+            history.take_up(saved["history"], epochs)
+            run.take_up(saved, history, epochs)
             if len(history) < epochs:
                 history.note_machine(hardware(place))
 
+        # The epochs; after an error or a stop all is as the last finished one left it.
         options: dict[str, Any] = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
         train_options = {"scaler": scaler, "clip": clip, "ema": average, "progress": progress, "log": log, **options}
         epoch = len(history)
         state.keep()
         stack.enter_context(stop.on_signals())
         try:
-            while epoch < epochs:
-                epoch += 1
+            for epoch in range(len(history) + 1, epochs + 1):
                 say(f"EPOCH: {epoch}")
                 train_part.set_epoch(epoch)
-                per_batch = _per_batch_scheduler(scheduler, optimizer, history, epoch, warmup, len(train_loader))
+                per_batch = per_batch_scheduler(scheduler, optimizer, history, epoch, warmup, len(train_loader))
                 start = time.perf_counter()
                 trained = train(trained_model, train_part, optimizer, scheduler=per_batch, **train_options)
                 if epoch == warmup:
@@ -368,14 +341,12 @@ def fit(
                 row = make_row(epoch, trained, tested, time.perf_counter() - start)
                 say(describe_test(tested))
                 if per_batch is None:
-                    _step(scheduler, row)
+                    step_epoch(scheduler, row)
                 state.keep()
                 history.rows.append(row)
-                if checkpoint is not None:
-                    run.save(state.collect(epoch, history), history)
+                run.save(state, history)
         except BaseException as error:
-            if is_lack_of_memory(error):  # a notebook keeps the error, and with it the batch's tensors
-                traceback.clear_frames(error.__traceback__)
+            free_memory(error)
             state.roll_back()
             optimizer.zero_grad()
             if not stop.caused(error):
@@ -404,56 +375,32 @@ def _move(model: nn.Module, criterion: Criterion, device: torch.device) -> None:
             part.to(device)
 
 
-def _forward(
+def _complete(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: LRScheduler | None,
     device: torch.device,
     dtype: torch.dtype,
-    number: int,
-    kind: str = "batch",
-) -> tuple[Tensor, Tensor]:
-    """Return the logits of a batch and its labels on the device, and say what does not fit."""
-    logits = logits_of(model, images, device, dtype, first=number == 0)
-    # Labels already on a device are checked once a pass, since reading them waits for it.
-    if len(labels) and (number == 0 or labels.device.type == "cpu"):
-        check_labels(labels, logits.shape[1], f"{kind} {number}")
-    return logits, labels.to(device, non_blocking=device.type == "cuda")
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """Return the optimizer and the scheduler, those of the assignments where none is given, if their rate is one."""
+    if optimizer is None:
+        fused = can_fuse(device, dtype)
+        optimizer = torch.optim.SGD(trainable_parameters(model), lr=0.01, momentum=0.9, fused=fused)
+    if scheduler is None:
+        check_unscheduled(optimizer)
+        scheduler = ReduceLROnPlateau(optimizer, patience=3)
+    check_rate(optimizer, scheduler)
+    return optimizer, scheduler
 
 
-def _count_outputs(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
-    """Return how many logits the model has for a test image, or refuse what does not fit it; nothing is changed."""
-    try:
-        with keep_modes(model), keep_buffers(model), keep_rng(), keep_loaders(loader), torch.no_grad():
-            model.eval()
-            for batch in loader:
-                return _forward(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch")[0].shape[1]
-    except Exception as error:
-        explain_end(error, "test batch 0", loader)
-        raise
-    raise ValueError("test_loader yields nothing; it must yield at least one batch of (images, labels)")
-
-
-def _per_batch_scheduler(
-    scheduler: LRScheduler, optimizer: torch.optim.Optimizer, history: History, epoch: int, warmup: int, batches: int
-) -> LRScheduler | Warmup | None:
-    """Return what sets the rate within this epoch, if anything does."""
-    if isinstance(scheduler, PER_BATCH_SCHEDULERS):
-        return scheduler
-    if epoch <= warmup:
-        return Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
-    return None
-
-
-def _step(scheduler: LRScheduler, row: dict) -> None:
-    """Step a scheduler at the end of an epoch."""
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(row["test_loss"] if scheduler.mode == "min" else row["test_accuracy"])
-    else:
-        scheduler.step()
-
-
-def _describe_resumption(history: History, epochs: int, run: RunFolder) -> str:
-    if len(history) < epochs:
-        return f"Resuming after epoch {len(history)} of {epochs} in {run}"
-    return f"The run in {run} has finished its {plural(len(history), 'epoch')}: its weights and history are loaded"
+def _describe(parts: tuple, asked: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the settings of a run: those of its parts, the model first, those asked for, and where it trains."""
+    return {
+        **describe_run(*parts),
+        **asked,
+        "torch_seed": torch.initial_seed(),
+        "precision": precision_name(dtype),
+        "processes": processes.count(),
+        "trained_before": is_trained(parts[0]),
+        **hardware(device),
+    }

@@ -5,7 +5,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from eva_utils import main as engine
 from eva_utils.utils.averaging import MovingAverage
-from eva_utils.utils.optim import Warmup, learning_rates, make_optimizer, one_cycle, param_groups
+from eva_utils.utils.optim import learning_rates, make_optimizer, one_cycle, param_groups
+from eva_utils.utils.schedule import Warmup
 
 
 def test_norms_and_biases_do_not_decay():

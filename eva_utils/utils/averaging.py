@@ -1,5 +1,8 @@
 """Averaged weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -38,3 +41,16 @@ class MovingAverage(AveragedModel):
             if averaged[0]:
                 average(*averaged, self.n_averaged)
             self.n_averaged += 1
+
+
+@contextmanager
+def averaged(model: nn.Module, decay: float | None) -> Iterator[MovingAverage | None]:
+    """Yield the average of a model's weights, and put it into the model in the end; without a decay yield None."""
+    if decay is None:
+        yield None
+        return
+    average, plain_model = MovingAverage(model, decay), unwrap(model)
+    try:
+        yield average
+    finally:
+        plain_model.load_state_dict(average.module.state_dict())

@@ -14,27 +14,30 @@ from torch.utils.data import DataLoader
 from .parts import is_shuffled, loss_parameters, option_of, trainable_parameters
 
 
-def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
-    """Raise ValueError unless the value is a whole number from `least` to `most`."""
+def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
+    """Return the value as Python's own, or raise ValueError unless it is a whole number from `least` to `most`."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < least:
         raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
     if int(value) > most:
         raise ValueError(f"{name} is a whole number of at most {most}, not {value!r}")
+    return int(value)
 
 
-def check_real(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Raise ValueError unless the value is a number from `low` (or, with `open_low`, above it) to below `high`."""
+def check_real(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """Return the value as Python's own, or raise ValueError unless it is from `low`, or above it, to below `high`."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     number = float(value) if is_number else math.nan  # type: ignore[arg-type]
     if not (low <= number < high) or (open_low and number == low):
         bounds = f"{'above' if open_low else 'from'} {low:g}" + (f" and below {high:g}" if high < math.inf else " up")
         raise ValueError(f"{name} is a number {bounds.replace('above 0 up', 'above 0')}, not {value!r}")
+    return number
 
 
-def check_seed(seed: object) -> None:
-    """Raise ValueError unless the seed is one that python, numpy and torch all take."""
+def check_seed(seed: object) -> int:
+    """Return the seed as Python's own, or raise ValueError unless it is one that python, numpy and torch all take."""
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
         raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed!r}")
+    return int(seed)
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -182,13 +185,11 @@ def _warn_of_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> N
         )
 
 
-def check_decay(ema: float | None) -> None:
-    """Raise ValueError unless the decay of averaged weights is in range, or None."""
-    if ema is not None:
-        check_real("ema", ema, 0, 1)
+def check_decay(ema: float | None) -> float | None:
+    """Return the decay of averaged weights, or raise ValueError unless it is in range, or None."""
+    return None if ema is None else check_real("ema", ema, 0, 1)
 
 
-def check_clip(clip: float | None) -> None:
-    """Raise ValueError unless the gradient's largest norm is above 0, or None."""
-    if clip is not None:
-        check_real("clip", clip, 0, open_low=True)
+def check_clip(clip: float | None) -> float | None:
+    """Return the gradient's largest norm, or raise ValueError unless it is above 0, or None."""
+    return None if clip is None else check_real("clip", clip, 0, open_low=True)

@@ -1,5 +1,6 @@
 """Errors of a run, told by what caused them."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,12 @@ def is_lack_of_memory(error: BaseException) -> bool:
     said = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     words = str(error) if isinstance(error, RuntimeError) else ""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in words for part in said)
+
+
+def free_memory(error: BaseException) -> None:
+    """Let go of a batch that found no memory: a notebook keeps the error, and with it the batch's tensors."""
+    if is_lack_of_memory(error):
+        traceback.clear_frames(error.__traceback__)
 
 
 def is_misfit(error: Exception) -> bool:

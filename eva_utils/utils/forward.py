@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import check_logits, check_loss
-from .failures import failure_explained, is_misfit
+from .batches import check_batch, check_labels, check_logits, check_loss
+from .failures import explain_end, failure_explained, is_misfit
 from .names import first_line
-from .parts import option_of
-from .runtime import autocast, move_images, unwrap
+from .parts import keep_loaders, option_of
+from .runtime import autocast, keep_buffers, keep_modes, keep_rng, move_images, unwrap
 
 # Models that reshape by view() what a convolution returns, which torch refuses of maps that lie channels last.
 _CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
@@ -60,6 +60,36 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: tor
 def _run(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Any:
     with autocast(device, dtype):  # which keeps the weights it has cast, in their layout, until it ends
         return model(images)
+
+
+def answer(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    number: int,
+    kind: str = "batch",
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of a batch and its labels on the device, and say what does not fit."""
+    logits = logits_of(model, images, device, dtype, first=number == 0)
+    # Labels already on a device are checked once a pass, since reading them waits for it.
+    if len(labels) and (number == 0 or labels.device.type == "cpu"):
+        check_labels(labels, logits.shape[1], f"{kind} {number}")
+    return logits, labels.to(device, non_blocking=device.type == "cuda")
+
+
+def count_outputs(model: nn.Module, loader: Any, device: torch.device, dtype: torch.dtype) -> int:
+    """Return how many logits the model has for a test image, or refuse what does not fit it; nothing is changed."""
+    try:
+        with keep_modes(model), keep_buffers(model), keep_rng(), keep_loaders(loader), torch.no_grad():
+            model.eval()
+            for batch in loader:
+                return answer(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch")[0].shape[1]
+    except Exception as error:
+        explain_end(error, "test batch 0", loader)
+        raise
+    raise ValueError("test_loader yields nothing; it must yield at least one batch of (images, labels)")
 
 
 def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, *, first: bool) -> Tensor:

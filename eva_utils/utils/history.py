@@ -54,6 +54,11 @@ class History:
         optimizer = self.settings["optimizer"]
         return [group["lr"] for name, group in optimizer.items() if name != "class"]
 
+    def take_up(self, record: dict, epochs: int) -> None:
+        """Go on with the record of a run on disk, which is to have so many epochs or has more."""
+        self.rows, self.settings = record["rows"], record["settings"]
+        self.settings["epochs"] = max(epochs, len(self))
+
     def note_machine(self, machine: dict) -> None:
         """Note that the run goes on elsewhere, unless it is where it was; "continued" lists the changes."""
         places = [self.settings, *self.settings.get("continued", [])]

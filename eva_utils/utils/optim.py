@@ -1,4 +1,4 @@
-"""Parameter groups, warmup, one cycle; optimizers and the plateau by name for the command line."""
+"""Parameter groups, one cycle; optimizers and the plateau by name for the command line."""
 
 import copy
 import warnings
@@ -123,38 +123,6 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
             for name, value in before.items():
                 group[name] = group[name].copy_(value) if isinstance(value, Tensor) else value
     return rates
-
-
-def set_rates(optimizer: optim.Optimizer, rates: list[float]) -> None:
-    """Set the learning rate of each group of an optimizer."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-class Warmup:
-    """Raises the learning rates linearly over so many steps, the first being 1 / steps of the full rate.
-
-    It fits `train(scheduler=)`, which steps it after every batch (Goyal et al., 2017, section 2.2,
-    https://arxiv.org/abs/1706.02677).
-
-    Args:
-        optimizer: its rates are set at once.
-        rates: the full rate of each of its groups.
-        steps: of the whole warmup.
-        done: steps that were made before.
-    """
-
-    def __init__(self, optimizer: optim.Optimizer, rates: list[float], steps: int, done: int = 0) -> None:
-        self.optimizer, self.rates, self.steps, self.done = optimizer, rates, steps, done - 1
-        self.step()
-
-    def step(self) -> None:
-        self.done += 1
-        share = min(1.0, (self.done + 1) / self.steps)
-        set_rates(self.optimizer, [share * rate for rate in self.rates])
 
 
 def fill_momentum(optimizer: optim.Optimizer) -> None:

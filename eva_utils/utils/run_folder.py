@@ -1,7 +1,7 @@
 """Where a run keeps its epochs: its folder, locked while the run lasts, and the mirror of it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from . import processes
 from .history import History
 from .lock import locked
 from .mirror import check_mirror, check_mounted, copy_run, mend_run, restore_run
+from .names import plural
+from .state import RunState
 from .verified import check_savable
 
 
@@ -45,13 +47,20 @@ class RunFolder:
     def opened(self) -> Iterator[dict | None]:
         """Hold the lock while the context lasts; yield the state of the last finished epoch, or None for a new run.
 
-        A run that only the mirror has is copied back first, and taken away again if it proves to be another one.
+        A run that only the mirror has is copied back first, and taken away again if it proves to be another one. Of
+        several processes the first one does all this, and tells the others that state.
 
         Raises:
             ValueError: the folder or the mirror does not go with `resume`, is on a Google Drive that is not mounted, or
                 another run is at work there.
             OSError: the folder cannot be written to.
         """
+        with ExitStack() as stack:
+            yield processes.first_does(lambda: stack.enter_context(self._held()))
+
+    @contextmanager
+    def _held(self) -> Iterator[dict | None]:
+        """Do what `opened` says, in the process that writes."""
         if self.folder is None:
             yield None
             return
@@ -77,19 +86,25 @@ class RunFolder:
                     raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
                 raise
 
-    def check_savable(self, state: dict, history: History) -> None:
+    def check_savable(self, state: RunState, history: History) -> None:
         """Raise TypeError if what an epoch leaves could not be put on disk, and not after that epoch."""
         if self.folder is not None:
-            check_savable("epoch-0001.pt", state)
+            check_savable("epoch-0001.pt", state.collect(history))
             history.to_json()
 
-    def save(self, state: dict, history: History) -> None:
+    def save(self, state: RunState, history: History) -> None:
         """Put a finished epoch on disk, and into the mirror."""
-        self._write(disk.save_epoch, state, history)
+        if self.folder is not None:
+            self._write(disk.save_epoch, state.collect(history), history)
 
-    def rewrite_derived(self, state: dict, history: History) -> None:
-        """Write again what is made from the last epoch's state: a kill may have come between."""
-        self._write(disk.write_derived, state, history)
+    def take_up(self, saved: dict, history: History, epochs: int) -> None:
+        """Write again what is made from the last epoch's state, since a kill may have come between, and say so."""
+        self._write(disk.write_derived, saved, history)
+        if len(history) < epochs:
+            self.log(f"Resuming after epoch {len(history)} of {epochs} in {self}")
+        else:
+            done = plural(len(history), "epoch")
+            self.log(f"The run in {self} has finished its {done}: its weights and history are loaded")
 
     def _write(self, write: Callable[[Path, dict, str, int], None], state: dict, history: History) -> None:
         if self.folder is None or processes.rank():

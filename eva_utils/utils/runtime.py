@@ -189,8 +189,7 @@ def seed_everything(seed: int) -> None:
     Raises:
         ValueError: the seed is not a whole number from 0 to 2**32 - 1.
     """
-    check_seed(seed)
-    seed = int(seed)
+    seed = check_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

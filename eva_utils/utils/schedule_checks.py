@@ -51,7 +51,7 @@ def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
             warnings.warn(
                 f"the optimizer's rate is {rate:g}, and a schedule that is not passed was built on it at {first:g}; if "
                 "that is not meant, pass scheduler= as well, or build the optimizer anew",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 
@@ -98,8 +98,8 @@ def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
         )
 
 
-def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> None:
-    """Raise ValueError unless a warmup leaves epochs to train at the full rate, and the scheduler room for it."""
+def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> int:
+    """Return the warmup's epochs, or raise ValueError unless epochs at the full rate follow and the scheduler waits."""
     check_whole("warmup", warmup, 0)
     if warmup >= epochs:
         raise ValueError(
@@ -107,3 +107,4 @@ def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> Non
         )
     if warmup and isinstance(scheduler, PER_BATCH_SCHEDULERS):
         raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
+    return int(warmup)

@@ -49,10 +49,10 @@ class RunState:
         self.generators = list(found.values())
         self.kept: dict[str, dict] = {}
 
-    def collect(self, epoch: int, history: History) -> dict:
+    def collect(self, history: History) -> dict:
         """Return all of it, and the record, as tensors and plain values."""
         return {
-            "epoch": epoch,
+            "epoch": len(history),
             "history": {"settings": history.settings, "rows": history.rows},
             "rng": processes.gather(rng_state()),
             "generators": [generator.get_state() for generator in self.generators],
@@ -62,7 +62,8 @@ class RunState:
     def restore(self, saved: dict) -> None:
         """Put back what `collect` returned."""
         for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
+            if saved[name]:  # a finished run may be loaded in float16 that was trained without, and left no scale
+                part.load_state_dict(saved[name])
         for loader in keeping_workers(self.loaders):
             iter(loader)  # starts the workers, for which it draws a seed, as the run did in its first epoch
         rng = saved["rng"]

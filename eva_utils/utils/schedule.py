@@ -1,0 +1,59 @@
+"""What sets the learning rate while a run trains: the warmup, and the scheduler's step at its time."""
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from .history import History
+from .parts import PER_BATCH_SCHEDULERS
+
+
+def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
+    """Set the learning rate of each group of an optimizer."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class Warmup:
+    """Raises the learning rates linearly over so many steps, the first being 1 / steps of the full rate.
+
+    It fits `train(scheduler=)`, which steps it after every batch (Goyal et al., 2017, section 2.2,
+    https://arxiv.org/abs/1706.02677).
+
+    Args:
+        optimizer: its rates are set at once.
+        rates: the full rate of each of its groups.
+        steps: of the whole warmup.
+        done: steps that were made before.
+    """
+
+    def __init__(self, optimizer: Optimizer, rates: list[float], steps: int, done: int = 0) -> None:
+        self.optimizer, self.rates, self.steps, self.done = optimizer, rates, steps, done - 1
+        self.step()
+
+    def step(self) -> None:
+        self.done += 1
+        share = min(1.0, (self.done + 1) / self.steps)
+        set_rates(self.optimizer, [share * rate for rate in self.rates])
+
+
+def per_batch_scheduler(
+    scheduler: LRScheduler, optimizer: Optimizer, history: History, epoch: int, warmup: int, batches: int
+) -> LRScheduler | Warmup | None:
+    """Return what sets the rate within this epoch, if anything does."""
+    if isinstance(scheduler, PER_BATCH_SCHEDULERS):
+        return scheduler
+    if epoch <= warmup:
+        return Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
+    return None
+
+
+def step_epoch(scheduler: LRScheduler, row: dict) -> None:
+    """Step a scheduler at the end of an epoch, on its row of the record."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(row["test_loss"] if scheduler.mode == "min" else row["test_accuracy"])
+    else:
+        scheduler.step()
