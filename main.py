@@ -166,8 +166,9 @@ def report(args: argparse.Namespace, model: nn.Module, data: Data) -> None:
 def preflight(args: argparse.Namespace) -> int:
     check_options(args)
     data = load(args)
-    model, *_ = make_parts(args, data)
-    report = eva.preflight(model, data)
+    model, optimizer, scheduler, criterion = make_parts(args, data)
+    parts = {"optimizer": optimizer, "scheduler": scheduler, "criterion": criterion}
+    report = eva.preflight(model, data, args.assignment, **parts)
     print(report)
     return 0 if report.passed else 1
 

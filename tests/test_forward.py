@@ -109,3 +109,57 @@ def test_weights_of_0_make_the_loss_nan():
     model, loss = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), nn.CrossEntropyLoss(torch.tensor([0.0, 1.0]))
     loader = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
     assert math.isnan(engine.test(model, loader, criterion=loss, device="cpu", precision="float32").loss)
+
+
+class Broken(nn.Module):
+    def __init__(self, norm, linear, flat):
+        super().__init__()
+        self.conv, self.norm, self.fc, self.flat = nn.Conv2d(3, 5, 3), norm, linear, flat
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return self.fc(x.flatten(1) if self.flat else x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Broken(nn.Identity(), nn.Linear(10, 4), True),
+            r"in fc, Linear\(in_features=10, .*\), which was given \(8, 180\) \(for these it is nn\.Linear\(180, 4\)\)",
+        ),
+        (
+            Broken(nn.Identity(), nn.Linear(180, 4), False),
+            r"given \(8, 5, 6, 6\) \(flatten maps before it: x\.flatten\(1\)\)",
+        ),
+        (
+            Broken(nn.LayerNorm(5), nn.Linear(180, 4), True),
+            r"in norm, LayerNorm\(\(5,\).* \(of maps normalize all channels together by nn\.GroupNorm\(1, 5\)\)",
+        ),
+        (
+            Broken(nn.Conv2d(6, 5, 1), nn.Linear(180, 4), True),
+            r"in norm, Conv2d\(6, .* \(for these its in_channels are 5",
+        ),
+        (Broken(nn.BatchNorm2d(6), nn.Linear(180, 4), True), r"in norm, .* \(for these it is nn\.BatchNorm2d\(5\)\)"),
+    ],
+    ids=["linear", "maps", "layer norm", "convolution", "batch norm"],
+)
+def test_the_layer_that_does_not_fit_is_named_with_what_would(model, message):
+    with pytest.raises(ValueError, match=message):
+        engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="float32")
+
+
+class NoImages(nn.Linear):
+    def forward(self):
+        return self.weight
+
+
+class TwoInputs(nn.Linear):
+    def forward(self, x, y):
+        return x
+
+
+@pytest.mark.parametrize(("kind", "said"), [(NoImages, "too many positional"), (TwoInputs, "missing a required .*'y'")])
+def test_a_forward_that_does_not_take_images_alone_is_refused(kind, said):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}'s forward cannot be called on images alone \(.*{said}"):
+        engine.fit(kind(2, 2), *loaders(), epochs=1, log=None)

@@ -56,8 +56,10 @@ ALLOWED = {
     "utils.brief": {
         "utils.assignments",
         "utils.depth_rule",
+        "utils.gradcam",
         "utils.history",
         "utils.norm_rules",
+        "utils.notebook",
         "utils.rules",
         "utils.runtime",
     },
@@ -149,7 +151,15 @@ ALLOWED = {
         "utils.transforms",
     },
     "utils.predictions": {"utils.forward", "utils.runtime"},
-    "utils.preflight": {"utils.augmentation", "utils.images", "utils.loader", "utils.runtime"},
+    "utils.preflight": {
+        "utils.assignments",
+        "utils.augmentation",
+        "utils.brief",
+        "utils.mistakes",
+        "utils.rules",
+        "utils.runtime",
+    },
+    "utils.mistakes": {"utils.augmentation", "utils.images", "utils.loader"},
     "utils.progress": {"utils.meter"},
     "utils.run_folder": {
         "utils.checkpoint",

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from eva_utils.models import create_model
+from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.augmentation import augmentation_checks
 from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
@@ -36,7 +37,7 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     state = rng_state()
     report = preflight(model, data)
-    assert report.passed and len(report.checks) == 8 and "FAIL" not in str(report)
+    assert report.passed and len(report.checks) == 10 and "FAIL" not in str(report)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     after = rng_state()
@@ -102,6 +103,95 @@ def test_a_model_that_fails_on_its_first_batch(data):
     assert (
         "the model failed on its first batch, images (16, 3," in check.cause and "cannot be multiplied" in check.cause
     )
+
+
+class Hides(nn.Module):
+    """Holds its first layers where PyTorch does not look for them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.net = create_model("small_resnet")
+        self.net.extra = kind([nn.Conv2d(3, 3, 1), nn.ReLU()])
+
+    def forward(self, x):
+        for layer in self.net.extra.values() if isinstance(self.net.extra, dict) else self.net.extra:
+            x = layer(x)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda layers: dict(enumerate(layers)), nn.ModuleList])
+def test_layers_in_a_plain_container_are_found(kind, data):
+    report = preflight(Hides(kind), data)
+    check = report.checks[0]
+    assert check.name == "every layer is known to the model" and check.passed is (kind is nn.ModuleList)
+    assert check.passed or (check.found == "2 layers in net.extra" and "nn.ModuleList" in check.cause)
+
+
+def test_dropout_that_goes_on_in_evaluation_is_found(data):
+    problems = failed(preflight(Ends(lambda z: z + F.dropout(torch.ones_like(z))), data))
+    assert problems["evaluation is repeatable"].found == "100% of 16 images have other logits the second time"
+    sound = Ends(nn.Dropout())
+    assert "evaluation is repeatable" not in failed(preflight(sound, data))
+
+
+def test_a_relu_at_the_end_is_found(data):
+    check = failed(preflight(Ends(torch.relu), data))["outputs are logits"]
+    assert check.found.endswith("% of them are 0, none is below") and "ends in a ReLU" in check.cause
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "labels", "passed"),
+    [(True, torch.arange(20) // 2, True), (False, torch.arange(20) // 2, False), (False, torch.arange(20) % 10, None)],
+)
+def test_a_loader_that_begins_with_class_after_class_is_found(shuffle, labels, passed, data):
+    dataset = TensorDataset(torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), labels)
+    own = types.SimpleNamespace(classes=data.classes, test=data.test, train=DataLoader(dataset, 20, shuffle=shuffle))
+    checks = {check.name: check for check in preflight(create_model("small_resnet"), own).checks}
+    assert checks["training images come in random order"].passed is passed
+
+
+def rules_of(report):
+    return {check.name.removeprefix("rule: "): check for check in report.checks if check.name.startswith("rule: ")}
+
+
+def test_the_rules_of_an_assignment_are_checked_before_the_run(data):
+    model = create_model("small_resnet", norm="batch")
+    state = rng_state()
+    report = preflight(
+        model, data, "eva6_s8", optimizer=torch.optim.Adam(model.parameters()), criterion=F.cross_entropy
+    )
+    found = rules_of(report)
+    assert {name: check.passed for name, check in found.items()} == {
+        "classes": False,
+        "training and test images": False,
+        "batch size": False,
+        "optimizer": False,
+        "loss": True,
+        "learning rate": None,
+        "normalization": False,
+        "training transforms": True,
+        "Grad-CAM layers": False,
+    }
+    assert found["optimizer"].found == "Adam (required: SGD)"
+    assert found["learning rate"].found == "give scheduler= as well (required: ReduceLROnPlateau)"
+    assert "9 BatchNorm2d (a forward pass: 9 batch_norm); not LayerNorm: layer1.2" in found["normalization"].found
+    assert found["Grad-CAM layers"].found.startswith("layer1, layer2, layer3; the network's parts are layer1, layer2")
+    assert "FAIL  rule: optimizer" in str(report) and "\n\n" not in str(report)
+    assert torch.equal(rng_state()["torch"], state["torch"])
+
+
+def test_the_rules_of_an_assignment_that_are_kept_pass(data):
+    brief = dataclasses.replace(BRIEFS["eva8_s7"], classes=None, images=None, depth=18, norm="BatchNorm")
+    model = create_model("resnet18", last_stride=1)
+    found = rules_of(preflight(model, data, dataclasses.replace(brief, transforms=None)))
+    assert {name: check.passed for name, check in found.items()} == {
+        "convolutions and linear layers": True,
+        "normalization": True,
+        "Grad-CAM maps": True,
+    }
+    assert found["Grad-CAM maps"].found.startswith("layer4 8x8")
+    with pytest.raises(ValueError, match="unknown brief 'eva6_s'"):
+        preflight(model, data, "eva6_s")
 
 
 def test_loaders_of_ones_own_are_not_looked_into(data):

@@ -9,7 +9,9 @@ from torch import nn
 
 from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
-from .history import History
+from .gradcam import GradCAM
+from .history import History, describe_loader
+from .notebook import cells_run_here
 from .parts import keep_loaders
 from .rules import Finding, equal
 from .runtime import keep_rng, unwrap
@@ -80,20 +82,13 @@ def _findings(
         raise ValueError("no epoch has finished, so there is nothing to audit")
     model = unwrap(model)
     trained, criterion = settings["train_loader"], settings["criterion"]
-    counts: tuple = (trained.get("images"), count_images(data.test))
-    if None not in counts and getattr(data, "test_share", None) is not None:
-        counts = (*counts, "split anew")
-    loss = {"cross_entropy": "CrossEntropyLoss"}.get(criterion["class"], criterion["class"])
-    findings = [
-        *equal("classes", brief.classes, tuple(data.classes)),
-        *equal("training and test images", brief.images, None if None in counts else counts),
-    ]
+    findings = _of_data(brief, data, trained)
     if brief.epochs is not None:
         findings.append(rules.epochs(brief.epochs, settings, rows))
     findings += [
         *equal("batch size", brief.batch_size, trained.get("batch_size")),
         *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
-        *equal("loss", brief.criterion, loss, rules.smoothing(criterion)),
+        *equal("loss", brief.criterion, _loss(criterion["class"]), rules.smoothing(criterion)),
     ]
     if brief.accuracy is not None:
         findings.append(rules.accuracy(brief.accuracy, history.best, are_recorded(data.test, settings["test_loader"])))
@@ -102,12 +97,7 @@ def _findings(
     if brief.peak_epoch is not None:
         findings.append(rules.one_cycle(brief.peak_epoch, settings, rows))
     findings += equal("network", brief.model, settings["model"])
-    if brief.depth is not None:
-        findings.append(depth_rule.depth(brief.depth, model, next(iter(data.test))[0]))
-    if brief.norm is not None:
-        findings.append(norm_rules.normalization(brief.norm, model, next(iter(data.test))[0]))
-    if brief.transforms is not None:
-        findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
+    findings += _of_network(brief, model, data, trained)
     if brief.correct is not None:
         findings.append(rules.gallery("correctly classified", brief.correct, shown, explained))
     if brief.misclassified is not None:
@@ -120,6 +110,77 @@ def _findings(
     if brief.plain_notebook:
         findings.append(rules.plain_notebook(notebook))
     return findings
+
+
+def audit_plan(
+    brief: str | Brief,
+    model: nn.Module,
+    data: Any,
+    *,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    criterion: Any = None,
+) -> Audit:
+    """Check before a run those of an assignment's rules that need no run, as `audit` does afterwards.
+
+    Args:
+        brief, model, data: see `audit`; here the model is yet to be trained.
+        optimizer, scheduler, criterion: what `fit` is to be given; a rule about one that is None is "not checked".
+    """
+    brief = find_brief(brief)
+    with keep_rng(), keep_loaders(data.train, data.test):
+        model, trained = unwrap(model), describe_loader(data.train)
+        findings = [
+            *_of_data(brief, data, trained),
+            *equal("batch size", brief.batch_size, trained.get("batch_size")),
+            *_of_part("optimizer", brief.optimizer, optimizer),
+            *_of_part("loss", brief.criterion, criterion, "criterion"),
+            *_of_part("learning rate", brief.scheduler, scheduler, "scheduler"),
+            *equal("network", brief.model, type(model).__name__),
+            *_of_network(brief, model, data, trained),
+        ]
+        if brief.layers is not None:
+            findings.append(rules.layers(brief.layers, model))
+        if brief.least_map is not None:
+            image = next(iter(data.test))[0][:1].to(next(model.parameters()).device)
+            findings.append(rules.map_sizes(brief.least_map, GradCAM(model).sizes(image)))
+        if brief.plain_notebook and cells_run_here() is not None:
+            findings.append(rules.plain_notebook(None))
+        return Audit(findings)
+
+
+def _of_data(brief: Brief, data: Any, trained: dict) -> list[Finding]:
+    counts: tuple = (trained.get("images"), count_images(data.test))
+    if None not in counts and getattr(data, "test_share", None) is not None:
+        counts = (*counts, "split anew")
+    return [
+        *equal("classes", brief.classes, tuple(data.classes)),
+        *equal("training and test images", brief.images, None if None in counts else counts),
+    ]
+
+
+def _of_network(brief: Brief, model: nn.Module, data: Any, trained: dict) -> list[Finding]:
+    findings = []
+    if brief.depth is not None:
+        findings.append(depth_rule.depth(brief.depth, model, next(iter(data.test))[0]))
+    if brief.norm is not None:
+        findings.append(norm_rules.normalization(brief.norm, model, next(iter(data.test))[0]))
+    if brief.transforms is not None:
+        findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
+    return findings
+
+
+def _of_part(rule: str, required: str | None, part: Any, argument: str | None = None) -> list[Finding]:
+    """Compare the class of a part of the run to come, if there is a rule about it."""
+    if required is None:
+        return []
+    if part is None:
+        return [Finding(rule, required, f"give {argument or rule}= as well", rules.UNCHECKED)]
+    return equal(rule, required, _loss(getattr(part, "__name__", type(part).__name__)))
+
+
+def _loss(name: str) -> str:
+    return {"cross_entropy": "CrossEntropyLoss"}.get(name, name)
 
 
 def are_recorded(loader: Any, recorded: dict) -> bool:

@@ -1,5 +1,6 @@
 """What is refused, or warned of, before any work: numbers out of range, and arguments that do not fit each other."""
 
+import inspect
 import math
 import numbers
 import warnings
@@ -87,9 +88,18 @@ def warn_of_trained(trained: bool) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError unless the model is a module."""
+    """Raise TypeError unless the model is a module that can be called on images alone."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    try:
+        inspect.signature(model.forward).bind(torch.empty(0))
+    except TypeError as error:
+        raise TypeError(
+            f"{type(model).__name__}'s forward cannot be called on images alone ({error}); begin it with "
+            "def forward(self, x):"
+        ) from None
+    except ValueError:
+        pass  # written in another language, it has no signature
 
 
 def check_trainable(model: Any) -> None:

@@ -41,7 +41,35 @@ def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) 
             f"the model takes images of {first.in_channels} channels and these are {shape}; "
             f"repeat or drop channels, or build its first layer for {shape[1]}"
         )
-    return f"the model failed on its first batch, images {shape}: {first_line(error)}"
+    return f"the model failed on its first batch, images {shape}{_failing_layer(model, error)}: {first_line(error)}"
+
+
+def _failing_layer(model: nn.Module, error: Exception) -> str:
+    """Name the innermost layer that an error passed through, what it was given, and what would fit that."""
+    names, said = {module: name for name, module in model.named_modules() if name}, ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        layer, given = frame.f_locals.get("self"), frame.f_locals.get("input")
+        if isinstance(layer, nn.Module) and layer in names:
+            said = f", in {names[layer]}"
+            if isinstance(given, Tensor):
+                shape = tuple(given.shape)
+                said += f", {layer!r}, which was given {shape}{_remedy(layer, shape)}"
+    return said
+
+
+def _remedy(layer: nn.Module, given: tuple[int, ...]) -> str:
+    """Say what a layer should be for its input, where that is plain."""
+    if isinstance(layer, nn.Linear) and given[-1] != layer.in_features:
+        if len(given) == 4:
+            return " (flatten maps before it: x.flatten(1))"
+        return f" (for these it is nn.Linear({given[-1]}, {layer.out_features}))"
+    if isinstance(layer, nn.LayerNorm) and len(given) == 4:
+        return f" (of maps normalize all channels together by nn.GroupNorm(1, {given[1]}))"
+    if isinstance(layer, nn.Conv2d) and len(given) == 4 and given[1] != layer.in_channels:
+        return f" (for these its in_channels are {given[1]})"
+    if isinstance(layer, nn.BatchNorm2d) and len(given) == 4 and given[1] != layer.num_features:
+        return f" (for these it is nn.BatchNorm2d({given[1]}))"
+    return ""
 
 
 @contextmanager

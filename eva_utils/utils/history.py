@@ -103,8 +103,8 @@ def describe_run(
         "scheduler": _describe_scheduler(scheduler),
         "criterion": _describe_criterion(criterion),
         "batches": len(train_loader),
-        "train_loader": _describe_loader(train_loader),
-        "test_loader": _describe_loader(test_loader),
+        "train_loader": describe_loader(train_loader),
+        "test_loader": describe_loader(test_loader),
     }
 
 
@@ -138,7 +138,8 @@ def _describe_criterion(criterion: Any) -> dict[str, Any]:
     }
 
 
-def _describe_loader(loader: Any) -> dict[str, Any]:
+def describe_loader(loader: Any) -> dict[str, Any]:
+    """Return the class and the options of a loader, as plain values."""
     if hasattr(loader, "describe"):
         return {"class": type(loader).__name__, **loader.describe()}
     options = {

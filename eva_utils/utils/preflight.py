@@ -1,28 +1,24 @@
 """A minute's look at a model and its data for the mistakes that raise no error."""
 
 import copy
-import hashlib
-import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from . import mistakes
+from .assignments import Brief, find_brief
 from .augmentation import Check, augmentation_checks
-from .batches import are_probabilities, check_batch, check_labels
+from .batches import check_batch, check_labels
+from .brief import audit_plan
 from .checks import check_loader, check_model
 from .failures import explain_failure, is_misfit
-from .images import ImageFiles
-from .loader import Loader
-from .parts import keep_loaders, trainable_parameters
+from .parts import is_shuffled, keep_loaders
+from .rules import FAIL, PASS
 from .runtime import keep_rng
 
-OVERFIT_IMAGES = 16
-LEAST_STEPS, OVERFIT_STEPS = 5, 60
-MOST_SECONDS = 40
-NO_IMAGE_SHARED = "train and test share no image"
+IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -42,29 +38,41 @@ class Preflight:
         for check in self.checks:
             verdict = {True: "pass", False: "FAIL", None: "open"}[check.passed]
             lines.append(f"{verdict}  {check.name:<{width}}  {check.found}")
-            if check.passed is False:
+            if check.passed is False and check.cause:
                 lines.append(f"{'':4}  {'':<{width}}  likely cause: {check.cause}")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
-def preflight(model: nn.Module, data: Any) -> Preflight:
+def preflight(
+    model: nn.Module,
+    data: Any,
+    brief: str | Brief | None = None,
+    *,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    criterion: Any = None,
+) -> Preflight:
     """Check, in under a minute on a CPU, what a training run would not complain about.
 
-    That the outputs are logits, the loss starts near ln(classes), a batch of 16 images can be learnt by
-    heart (Adam, at most 60 steps or 40 seconds, float32), every parameter moves while it is, training and test set
-    share no image, and each augmentation changes pixels, differently for each image. All of it happens
-    on a copy of the model on the CPU; model, data and random generators are left as they were.
+    That every layer is known to the model, the outputs are logits and in evaluation the same each time, the loss
+    starts near ln(classes), a batch of 16 images can be learnt by heart (Adam, at most 60 steps or 40 seconds,
+    float32), every parameter moves while it is, training and test set share no image, the training images come in
+    random order, and each augmentation changes pixels, differently for each image. With a brief those of its rules
+    that need no run are checked as well. All of it happens on a copy of the model on the CPU; model, data and random
+    generators are left as they were.
 
     Args:
         model: the model that is to be trained.
         data: what `load_data` returned, or an object like it with loaders of one's own, whose images are not compared.
+        brief: the assignment, by name or as a `Brief`, or None.
+        optimizer, scheduler, criterion: what `fit` is to be given; rules about one that is None are left open.
 
     Raises:
         TypeError: the arguments are something else.
-        ValueError: the training loader is empty, or its first batch is not (float32 images, int64 labels) of the
-            classes.
+        ValueError: the training loader is empty, its first batch is not (float32 images, int64 labels) of the
+            classes, or the brief is unknown.
     """
     check_model(model)
     missing = [name for name in ("train", "test", "classes") if not hasattr(data, name)]
@@ -74,10 +82,11 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
             f"{type(data).__name__} has no {missing[0]}"
         )
     check_loader("data.train", data.train)
+    brief = None if brief is None else find_brief(brief)
     with keep_rng(), keep_loaders(data.train, data.test):
         place = "the first batch of data.train"
         images, all_labels = check_batch(next(iter(data.train), None), place)
-        images, labels = images[:OVERFIT_IMAGES].cpu(), all_labels[:OVERFIT_IMAGES].cpu()
+        images, labels = images[:IMAGES].cpu(), all_labels[:IMAGES].cpu()
         trial = copy.deepcopy(model).cpu().train()
         try:
             with torch.no_grad():
@@ -87,99 +96,23 @@ def preflight(model: nn.Module, data: Any) -> Preflight:
                 raise
             cause = explain_failure(trial, tuple(images.shape), error)
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
-        checks = [_outputs_are_logits(outputs, labels, len(data.classes))]
-        if checks[0].passed:
+        checks = [mistakes.layers_are_known(trial), mistakes.outputs_are_logits(outputs, labels, len(data.classes))]
+        if checks[-1].passed:
             check_labels(all_labels, len(data.classes), place)
-            checks.append(_starts_near_chance(outputs, labels))
-            checks += _learns_by_heart(trial, images, labels)
+            checks.append(mistakes.evaluation_repeats(trial, images))
+            checks.append(mistakes.starts_near_chance(outputs, labels))
+            checks += mistakes.learns_by_heart(copy.deepcopy(trial).train(), images, labels)
         if hasattr(data.train, "images") and hasattr(data.test, "images"):
-            checks.append(_shares_no_image(data.train, data.test))
+            checks.append(mistakes.shares_no_image(data.train, data.test))
             checks += augmentation_checks(data.train)
         else:
+            if is_shuffled(data.train) is not None:
+                checks.append(mistakes.order_is_random(data.train, all_labels))
             found = "only loaders of load_data can be looked at"
-            checks += [Check(name, None, found) for name in (NO_IMAGE_SHARED, "augmentation changes pixels")]
+            checks += [Check(name, None, found) for name in (mistakes.NO_IMAGE_SHARED, "augmentation changes pixels")]
+        if brief is not None and checks[1].passed:
+            plan = audit_plan(brief, trial, data, optimizer=optimizer, scheduler=scheduler, criterion=criterion)
+            for rule in plan.findings:
+                passed = {PASS: True, FAIL: False}.get(rule.verdict)
+                checks.append(Check(f"rule: {rule.rule}", passed, f"{rule.found} (required: {rule.required})"))
         return Preflight(checks)
-
-
-def _outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:
-    name = "outputs are logits"
-    if not isinstance(outputs, Tensor) or outputs.shape != (len(labels), classes):
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        cause = f"the last layer must have {classes} outputs, one a class"
-        return Check(name, False, f"{found} for {len(labels)} images of {classes} classes", cause)
-    if are_probabilities(outputs):
-        cause = "the model ends in a softmax, and cross entropy applies one itself: return the logits"
-        return Check(name, False, "every row adds up to 1", cause)
-    return Check(name, True, f"{tuple(outputs.shape)}, from {outputs.min():.2f} to {outputs.max():.2f}")
-
-
-def _starts_near_chance(outputs: Tensor, labels: Tensor) -> Check:
-    loss, chance = nn.functional.cross_entropy(outputs, labels).item(), math.log(outputs.shape[1])
-    found = f"loss {loss:.2f}, ln({outputs.shape[1]}) = {chance:.2f}"
-    cause = "the first weights are too large, the images are not normalized, or the model was trained before"
-    return Check("loss starts near chance", abs(loss - chance) < max(0.6 * chance, 1.5), found, cause)
-
-
-def _learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[Check]:
-    """Train the copy on one batch; dropout is off, since it would only slow this down."""
-    for module in trial.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    named = dict(trial.named_parameters())
-    before = {name: parameter.detach().clone() for name, parameter in named.items()}
-    trainable = trainable_parameters(trial)
-    if not trainable:
-        cause = "requires_grad is off everywhere: set requires_grad_(True) on the layers to train"
-        return [Check("one batch can be learnt", False, "no trainable parameter", cause)]
-    optimizer = torch.optim.Adam(trainable, lr=1e-3)
-    step, share, start = 0, 0.0, time.monotonic()
-    for step in range(1, OVERFIT_STEPS + 1):
-        optimizer.zero_grad()
-        outputs = trial(images)
-        if not outputs.requires_grad:
-            break
-        nn.functional.cross_entropy(outputs, labels).backward()
-        optimizer.step()
-        share = (outputs.argmax(1) == labels).float().mean().item()
-        if step >= LEAST_STEPS and (share == 1 or time.monotonic() - start > MOST_SECONDS):
-            break
-    cut_short = share < 1 and step < OVERFIT_STEPS and outputs.requires_grad
-    slow = 0.75 <= share < 1 and outputs.requires_grad  # as a small network that is in order may be
-    still = [name for name, parameter in named.items() if torch.equal(parameter, before[name])]
-    frozen = [name for name in still if not named[name].requires_grad]
-    learnt = Check(
-        "one batch can be learnt",
-        None if cut_short or slow else share == 1,
-        f"{100 * share:.0f}% of {len(labels)} images after {step} steps"
-        + (f"; in {MOST_SECONDS} seconds there was no time for {OVERFIT_STEPS}" if cut_short else "")
-        + ("; it learns, slowly" if slow and not cut_short else ""),
-        "the labels do not belong to the images, a layer is cut off or frozen, or there is no nonlinearity",
-    )
-    reached = Check(
-        "gradients reach every parameter",
-        None if still and still == frozen else not still,
-        f"{len(named) - len(still)} of {len(named)} parameters moved"
-        + (f"; not {', '.join(still[:3])}" if still else "")
-        + ("; requires_grad is off: fine if you meant it" if still and still == frozen else ""),
-        "forward() does not use them, or detach(), no_grad() or .data cuts the graph",
-    )
-    return [learnt, reached]
-
-
-def _shares_no_image(train: Loader, test: Loader) -> Check:
-    seen = set(_digests(train.images))
-    shared = sum(digest in seen for digest in _digests(test.images))
-    found = f"{shared} of {len(test.images)} test images are training images too"
-    return Check(
-        NO_IMAGE_SHARED,
-        not shared,
-        found,
-        "the test folder was copied from train/, or split after copying",
-    )
-
-
-def _digests(images: Tensor | ImageFiles):
-    if isinstance(images, Tensor):
-        yield from (hashlib.md5(image.data, usedforsecurity=False).digest() for image in images.cpu().numpy())
-    else:
-        yield from (hashlib.md5(path.read_bytes(), usedforsecurity=False).digest() for path in images.paths)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .augmentation import augmentation_checks
 from .names import plural
@@ -186,6 +187,15 @@ def gallery(
 def _indices(records: Sequence[Any]) -> list[int]:
     """Return the indices of records, or indices as they are."""
     return [getattr(record, "index", record) for record in records]
+
+
+def layers(required: tuple[str, ...], model: nn.Module) -> Finding:
+    """See whether a network has the layers that Grad-CAM is to be asked of."""
+    there = [name for name in required if name in dict(model.named_modules())]
+    found = ", ".join(there) or "none of them"
+    if len(there) < len(required):
+        found += f"; the network's parts are {', '.join(name for name, _ in model.named_children())}"
+    return judged("Grad-CAM layers", ", ".join(required), found, len(there) == len(required))
 
 
 def map_sizes(least: int, maps: Mapping[str, tuple[int, int]] | None) -> Finding:

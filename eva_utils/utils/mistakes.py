@@ -1,0 +1,147 @@
+"""The mistakes that raise no error: one function for each, and the line it has in preflight's table."""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .augmentation import Check
+from .batches import are_probabilities
+from .images import ImageFiles
+from .loader import Loader
+from .names import plural
+from .parts import is_shuffled, trainable_parameters
+
+LEAST_STEPS, OVERFIT_STEPS = 5, 60
+MOST_SECONDS = 40
+NO_IMAGE_SHARED = "train and test share no image"
+
+
+def layers_are_known(model: nn.Module) -> Check:
+    """Look for layers that a model holds in a list, tuple or dict of its own, and therefore does not train."""
+    known, hidden, where = set(model.modules()), set(), []
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            strays = {part for part in held if isinstance(part, nn.Module)} - known
+            if strays:
+                hidden |= strays
+                where.append(".".join(filter(None, (name, attribute))))
+    found = f"{plural(len(hidden), 'layer')} in {', '.join(where)}" if hidden else f"{len(known)} modules"
+    cause = "a plain list or dict hides layers, which are neither trained nor saved: use nn.ModuleList or nn.ModuleDict"
+    return Check("every layer is known to the model", not hidden, found, cause)
+
+
+def outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:
+    """See whether there is a number for each image and class, and whether they may be negative and add up to more."""
+    name = "outputs are logits"
+    if not isinstance(outputs, Tensor) or outputs.shape != (len(labels), classes):
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        cause = f"the last layer must have {classes} outputs, one a class"
+        return Check(name, False, f"{found} for {len(labels)} images of {classes} classes", cause)
+    if are_probabilities(outputs):
+        cause = "the model ends in a softmax, and cross entropy applies one itself: return the logits"
+        return Check(name, False, "every row adds up to 1", cause)
+    if outputs.min() == 0 and (outputs == 0).float().mean() > 0.1:
+        cause = "the model ends in a ReLU, or in dropout: return what the last linear layer gives"
+        return Check(name, False, f"{100 * (outputs == 0).float().mean():.0f}% of them are 0, none is below", cause)
+    return Check(name, True, f"{tuple(outputs.shape)}, from {outputs.min():.2f} to {outputs.max():.2f}")
+
+
+def evaluation_repeats(model: nn.Module, images: Tensor) -> Check:
+    """Run a model twice in evaluation mode, in which nothing may be drawn."""
+    model.eval()
+    with torch.no_grad():
+        first, second = model(images), model(images)
+    differ = (first != second).any(1).float().mean().item()
+    cause = "dropout goes on in evaluation: nn.Dropout stops there, F.dropout(x, training=self.training) too"
+    found = f"{100 * differ:.0f}% of {len(images)} images have other logits the second time"
+    return Check("evaluation is repeatable", not differ, found, cause)
+
+
+def starts_near_chance(outputs: Tensor, labels: Tensor) -> Check:
+    """Compare the first loss with that of a guess."""
+    loss, chance = nn.functional.cross_entropy(outputs, labels).item(), math.log(outputs.shape[1])
+    found = f"loss {loss:.2f}, ln({outputs.shape[1]}) = {chance:.2f}"
+    cause = "the first weights are too large, the images are not normalized, or the model was trained before"
+    return Check("loss starts near chance", abs(loss - chance) < max(0.6 * chance, 1.5), found, cause)
+
+
+def learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[Check]:
+    """Train the copy on one batch; dropout is off, since it would only slow this down."""
+    for module in trial.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    named = dict(trial.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    trainable = trainable_parameters(trial)
+    if not trainable:
+        cause = "requires_grad is off everywhere: set requires_grad_(True) on the layers to train"
+        return [Check("one batch can be learnt", False, "no trainable parameter", cause)]
+    optimizer = torch.optim.Adam(trainable, lr=1e-3)
+    step, share, start = 0, 0.0, time.monotonic()
+    for step in range(1, OVERFIT_STEPS + 1):
+        optimizer.zero_grad()
+        outputs = trial(images)
+        if not outputs.requires_grad:
+            break
+        nn.functional.cross_entropy(outputs, labels).backward()
+        optimizer.step()
+        share = (outputs.argmax(1) == labels).float().mean().item()
+        if step >= LEAST_STEPS and (share == 1 or time.monotonic() - start > MOST_SECONDS):
+            break
+    cut_short = share < 1 and step < OVERFIT_STEPS and outputs.requires_grad
+    slow = 0.75 <= share < 1 and outputs.requires_grad  # as a small network that is in order may be
+    still = [name for name, parameter in named.items() if torch.equal(parameter, before[name])]
+    frozen = [name for name in still if not named[name].requires_grad]
+    learnt = Check(
+        "one batch can be learnt",
+        None if cut_short or slow else share == 1,
+        f"{100 * share:.0f}% of {len(labels)} images after {step} steps"
+        + (f"; in {MOST_SECONDS} seconds there was no time for {OVERFIT_STEPS}" if cut_short else "")
+        + ("; it learns, slowly" if slow and not cut_short else ""),
+        "the labels do not belong to the images, a layer is cut off or frozen, or there is no nonlinearity",
+    )
+    reached = Check(
+        "gradients reach every parameter",
+        None if still and still == frozen else not still,
+        f"{len(named) - len(still)} of {len(named)} parameters moved"
+        + (f"; not {', '.join(still[:3])}" if still else "")
+        + ("; requires_grad is off: fine if you meant it" if still and still == frozen else ""),
+        "forward() does not use them, or detach(), no_grad() or .data cuts the graph",
+    )
+    return [learnt, reached]
+
+
+def order_is_random(train: Any, labels: Tensor) -> Check:
+    """See whether a DataLoader shuffles; one that keeps an order which begins with class after class fails."""
+    shuffles, in_order = is_shuffled(train), len(labels) > 1 and bool((labels.diff() >= 0).all())
+    found = "the loader shuffles" if shuffles else "the loader keeps its order"
+    if not shuffles and in_order:
+        found += ", and its first batch is one class after another"
+    cause = "a network forgets the classes it saw first: give the DataLoader shuffle=True"
+    return Check("training images come in random order", shuffles or (False if in_order else None), found, cause)
+
+
+def shares_no_image(train: Loader, test: Loader) -> Check:
+    """Compare the images of both loaders of `load_data`."""
+    seen = set(_digests(train.images))
+    shared = sum(digest in seen for digest in _digests(test.images))
+    found = f"{shared} of {len(test.images)} test images are training images too"
+    return Check(
+        NO_IMAGE_SHARED,
+        not shared,
+        found,
+        "the test folder was copied from train/, or split after copying",
+    )
+
+
+def _digests(images: Tensor | ImageFiles) -> Iterator[bytes]:
+    if isinstance(images, Tensor):
+        yield from (hashlib.md5(image.data, usedforsecurity=False).digest() for image in images.cpu().numpy())
+    else:
+        yield from (hashlib.md5(path.read_bytes(), usedforsecurity=False).digest() for path in images.paths)
