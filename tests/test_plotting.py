@@ -217,7 +217,7 @@ def visible(figure):
 def texts(figure):
     found = [figure.get_suptitle()]
     for axis in visible(figure):
-        found += [axis.get_title(), axis.get_xlabel()]
+        found += [axis.get_title(), axis.get_xlabel(), axis.get_ylabel()]
     return [text for text in found if text]
 
 
@@ -226,7 +226,7 @@ def overlaps(figure):
     figure.draw_without_rendering()
     boxes = []
     for axis in visible(figure):
-        for text in (axis.title, axis.xaxis.label):
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
             if text.get_text():
                 boxes.append((text.get_text(), text.get_window_extent()))
     boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
@@ -364,7 +364,7 @@ def test_panels_show_the_maps_of_the_same_records(data):
         predicted, actual = data.classes[record.predicted], data.classes[record.target]
         confidence = f"confidence {100 * record.confidence:.0f}%"
         expected = f"#{record.index}\npredicted: {predicted}\n{confidence}\nactual: {actual}"
-        assert row[0].get_xlabel() == expected
+        assert row[0].get_ylabel() == expected
 
 
 @pytest.mark.parametrize("right, cells", [(False, 3), (True, 2)])

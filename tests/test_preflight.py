@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TinyNet, random_batches
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
@@ -181,15 +182,25 @@ def test_the_rules_of_an_assignment_are_checked_before_the_run(data):
 
 
 def test_the_rules_of_an_assignment_that_are_kept_pass(data):
-    brief = dataclasses.replace(BRIEFS["eva8_s7"], classes=None, images=None, depth=18, norm="BatchNorm")
-    model = create_model("resnet18", last_stride=1)
-    found = rules_of(preflight(model, data, dataclasses.replace(brief, transforms=None)))
-    assert {name: check.passed for name, check in found.items()} == {
-        "convolutions and linear layers": True,
-        "normalization": True,
-        "Grad-CAM maps": True,
-    }
-    assert found["Grad-CAM maps"].found.startswith("layer4 8x8")
+    brief = dataclasses.replace(
+        BRIEFS["eva6_s8"], classes=None, images=None, batch_size=64, layers=("layer1", "layer3"), least_map=4, depth=10
+    )
+    model = create_model("small_resnet", norm="layer")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parts = {"optimizer": optimizer, "scheduler": ReduceLROnPlateau(optimizer), "criterion": nn.CrossEntropyLoss()}
+    report = preflight(model, data, brief, **parts)
+    assert report.passed and {check.passed for check in rules_of(report).values()} == {True}
+    assert list(rules_of(report)) == [
+        "batch size",
+        "optimizer",
+        "loss",
+        "learning rate",
+        "convolutions and linear layers",
+        "normalization",
+        "training transforms",
+        "Grad-CAM layers",
+        "Grad-CAM maps",
+    ]
     with pytest.raises(ValueError, match="unknown brief 'eva6_s'"):
         preflight(model, data, "eva6_s")
 

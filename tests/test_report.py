@@ -121,6 +121,21 @@ def test_weights_of_an_earlier_run_are_told(tmp_path, data, undrawn):
         assert (told in text) == expected
 
 
+def test_author_and_remarks_are_the_reports_and_told_from_its_own_words(run, data, undrawn):
+    folder, model, _ = run
+    remarks = "Found **much**.\n\n## Audit\n\n| all | pass |\n"
+    path = write_report(folder, model, data, "eva8_s7", author="Ada *L*", remarks=remarks).path
+    text = path.read_text(encoding="utf-8")
+    assert "# EVA8 S7: ResNet-18 on CIFAR-10 with Grad-CAM\n\nby Ada &#42;L&#42;\n\n## Contents" in text
+    assert "## Remarks\n\n> Found **much**.\n>\n> ## Audit\n>\n> | all | pass |\n\n## Audit\n" in text
+    assert "- [Remarks](#remarks)\n- [Audit](#audit)" in text
+    assert write_report(folder, model, data, "eva8_s7").path == path and "Ada" not in path.read_text(encoding="utf-8")
+    with pytest.raises(TypeError, match="author is a text, not 7"):
+        write_report(folder, model, data, author=7)
+    with pytest.raises(TypeError, match="remarks is a text, not ' '"):
+        write_report(folder, model, data, remarks=" ")
+
+
 def test_plus_minus_is_wilsons():
     assert plus_minus(90, 10_000) == pytest.approx(0.588, abs=1e-3)
     assert plus_minus(50, 100) == pytest.approx(100 * 1.96 / 1.038416 * (0.0025 + 0.00009604) ** 0.5)

@@ -143,7 +143,8 @@ def audit_plan(
             findings.append(rules.layers(brief.layers, model))
         if brief.least_map is not None:
             image = next(iter(data.test))[0][:1].to(next(model.parameters()).device)
-            findings.append(rules.map_sizes(brief.least_map, GradCAM(model).sizes(image)))
+            named = [layer for layer in brief.layers or () if layer in dict(model.named_modules())] or None
+            findings.append(rules.map_sizes(brief.least_map, GradCAM(model, named).sizes(image)))
         if brief.plain_notebook and cells_run_here() is not None:
             findings.append(rules.plain_notebook(None))
         return Audit(findings)

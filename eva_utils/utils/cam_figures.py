@@ -87,16 +87,18 @@ def draw_gradcam(
 
 def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], sides: Mapping[str, str]) -> "Figure":
     columns = 1 + 2 * len(maps)
-    cell = max(WIDTH / columns, 1.1)  # inches, which the names above it need
-    lines = 3 + any(record.predicted != record.target for record in records)
+    cell = max(WIDTH / (columns + 1.2), 1.1)  # inches, which the names above it need; the captions take 1.2
+    blank = any(not bool(layer_maps[number].any()) for layer_maps in maps.values() for number in range(len(records)))
     title = _title(records, data, "Grad-CAM for the predicted class")
-    height = 0.6 + 0.2 * title.count("\n") + (cell + 0.135 * lines) * len(records)
-    figure, axes = new_figure(len(records), columns, height, cell * columns)
+    headings = -(-len(records) // 5)
+    height = 0.6 + 0.2 * (title.count("\n") + headings) + (cell + 0.15 * blank) * len(records)
+    figure, axes = new_figure(len(records), columns, height, cell * (columns + 1.2))
     figure.suptitle(title, fontsize=12)
     for number, (row, record) in enumerate(zip(axes, records, strict=True)):
         image = denormalize(record.image, data.mean, data.std)
         show_image(row[0], image)
-        row[0].set_xlabel(_caption(record, data, 68 * cell), fontsize=6.5, loc="left")
+        caption = _caption(record, data, 76 * cell)
+        row[0].set_ylabel(caption, fontsize=6.5, rotation=0, ha="right", va="center", multialignment="left")
         for place, (layer, layer_maps) in enumerate(maps.items()):
             over, heat = row[1 + 2 * place], row[2 + 2 * place]
             _show_overlay(over, image, layer_maps[number])

@@ -78,10 +78,12 @@ def _text(record: dict) -> str:
         "Misclassified images": sections.gallery(record, MISTAKES, "misclassified"),
         "Grad-CAM of the misclassified images": sections.gradcam(record, MISTAKES, "misclassified"),
         "Confusion matrix": sections.confusion(record),
+        "Remarks": sections.remarks(record.get("remarks") or ""),
         "Audit": sections.audit(record["audit"]),
         "How this was made": sections.made(record),
     }
     kept = {title: text for title, text in texts.items() if text}
     contents = "\n".join(f"- [{title}](#{title.lower().replace(' ', '-')})" for title in kept)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in kept.items())
-    return f"# {escape(record['title'])}\n\n## Contents\n\n{contents}\n\n{body}\n\n"
+    author = f"by {escape(record['author'])}\n\n" if record.get("author") else ""
+    return f"# {escape(record['title'])}\n\n{author}## Contents\n\n{contents}\n\n{body}\n\n"

@@ -52,6 +52,8 @@ def write_report(
     layers: Sequence[str] | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     notebook: str | Path | None = None,
+    author: str | None = None,
+    remarks: str | None = None,
     device: str | torch.device | None = None,
 ) -> Report:
     """Write the assignment's README.md with its figures into the folder of a finished run.
@@ -68,6 +70,8 @@ def write_report(
         layers: those that Grad-CAM explains; None is the brief's that the model has, or the one `GradCAM` picks.
         reshape: turns a layer's output into a map, as a transformer needs it; see `GradCAM`.
         notebook: file of the notebook, for a brief that has a rule about it; None is the one this runs in.
+        author: whose report it is, named below the title.
+        remarks: text in Markdown for a section of its own, as what you found and would try next.
         device: see `eva_utils.utils.runtime.pick_device`.
 
     Raises:
@@ -77,7 +81,7 @@ def write_report(
             written here.
         TypeError: an argument is not what its name says.
     """
-    _check_arguments(run, model, data)
+    _check_arguments(run, model, data, author, remarks)
     folder, brief = Path(run), None if brief is None else find_brief(brief)
     GradCAM(model, layers, reshape=reshape)  # refuses a layer that is not there now, and not after the work
     if notebook is not None:
@@ -124,6 +128,8 @@ def write_report(
         record = {
             "title": brief.title if brief else f"{history.settings['model']}, {len(history)} epochs",
             "objective": brief.objective if brief else "Train an image classifier and see what it learnt.",
+            "author": author,
+            "remarks": remarks,
             "settings": history.settings,
             "rows": history.rows,
             "results": results,
@@ -149,13 +155,16 @@ def write_report(
     return Report(path, found, record)
 
 
-def _check_arguments(run: Any, model: Any, data: Any) -> None:
+def _check_arguments(run: Any, model: Any, data: Any, author: Any, remarks: Any) -> None:
     if not isinstance(run, str | Path):
         raise TypeError(f"run is the folder that fit(checkpoint=...) wrote, not {type(run).__name__}")
     check_model(model)
     missing = [name for name in ("train", "test", "classes", "mean", "std") if not hasattr(data, name)]
     if missing:
         raise TypeError(f"data is what load_data returned; {type(data).__name__} has no {missing[0]}")
+    for name, text in (("author", author), ("remarks", remarks)):
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise TypeError(f"{name} is a text, not {text!r}")
 
 
 def _check_own(folder: Path) -> None:

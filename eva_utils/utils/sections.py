@@ -209,6 +209,11 @@ def confusion(record: dict) -> str:
     return f"{table(columns, rows)}\n\n![Confusion matrix](figures/confusion.png)"
 
 
+def remarks(text: str) -> str:
+    """Quote the author's Markdown line by line, so that none of it passes for the report's own."""
+    return "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())
+
+
 def audit(findings: list[dict]) -> str:
     """Return the verdicts on the rules, or nothing where there were none to judge by."""
     if not findings:
