@@ -11,6 +11,8 @@ from eva_utils.utils.brief import audit
 from eva_utils.utils.data import load_data
 from eva_utils.utils.notebook import definitions
 
+MOVE = "; move that to a .py file, import it, restart and run all cells"
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -38,7 +40,7 @@ def test_a_plain_notebook_passes(data, tmp_path):
 def test_definitions_in_a_notebook_are_named(data, tmp_path):
     cells = ["if True:\n    def sneaky(): pass", "class Net: pass", "%%capture\ndef quiet(): pass", "f = lambda x: x"]
     finding = plain(data, notebook(tmp_path, *cells))
-    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines sneaky, Net, quiet, lambda")
+    assert (finding.verdict, finding.found) == ("FAIL", f"a.ipynb: defines sneaky, Net, quiet, lambda{MOVE}")
 
 
 CELLS = {
@@ -79,7 +81,7 @@ def test_a_cell_that_cannot_be_read_is_not_clean(data, tmp_path, installed, monk
     assert finding.verdict == "not checked"
     assert finding.found == "a.ipynb: code cell 2 is no Python; it begins 'pip install y---------------------------'"
     finding = plain(data, notebook(tmp_path, "pip install y", "def f(): pass"))
-    assert (finding.verdict, finding.found) == ("FAIL", "a.ipynb: defines f")
+    assert (finding.verdict, finding.found) == ("FAIL", f"a.ipynb: defines f{MOVE}")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"cells": [{}]}'])

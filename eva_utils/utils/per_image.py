@@ -30,9 +30,14 @@ class PerImage(nn.Module):
         super().__init__()
         packages = {kind.__module__.split(".")[0] for kind in type(pipeline).__mro__}
         if isinstance(pipeline, type) or (not isinstance(pipeline, nn.Module) and "albumentations" not in packages):
+            advice = ""
+            if isinstance(pipeline, list | tuple):
+                advice = "; put the parts into one, as v2.Compose([...])"
+            elif type(pipeline).__module__ == "torchvision.transforms.transforms":
+                advice = "; import torchvision.transforms.v2, which has the same names"
             raise TypeError(
                 "a recipe is a name, an albumentations.Compose or a module of torchvision.transforms.v2, not "
-                f"{type(pipeline).__module__}.{type(pipeline).__name__}"
+                f"{type(pipeline).__module__}.{type(pipeline).__name__}{advice}"
             )
         self.pipeline = pipeline
         # Now, since one that cannot be would end a run later; an address would be another in each process.

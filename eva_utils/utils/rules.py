@@ -210,9 +210,8 @@ def map_sizes(least: int, maps: Mapping[str, tuple[int, int]] | None) -> Finding
 def plain_notebook(notebook: str | Path | None) -> Finding:
     """Look for definitions of functions and classes in a notebook's cells."""
     rule, asked = "notebook", "defines no function and no class"
-    where, cells = (
-        ("this notebook", cells_run_here()) if notebook is None else (Path(notebook).name, cells_of(notebook))
-    )
+    where = "this notebook since its start" if notebook is None else Path(notebook).name
+    cells = cells_run_here() if notebook is None else cells_of(notebook)
     if cells is None:
         return Finding(rule, asked, "the run was not made in a notebook, and none was given", UNCHECKED)
     defined: list[str] = []
@@ -224,5 +223,6 @@ def plain_notebook(notebook: str | Path | None) -> Finding:
             unread = unread or f"code cell {number} is no Python; it begins {cell.strip().splitlines()[0][:40]!r}"
     if unread and not defined:
         return Finding(rule, asked, f"{where}: {unread}", UNCHECKED)
-    found = f"defines {', '.join(defined)}" if defined else f"{len(cells)} code cells, none defines any"
+    moved = "; move that to a .py file, import it, restart and run all cells"
+    found = f"defines {', '.join(defined)}{moved}" if defined else f"{len(cells)} code cells, none defines any"
     return judged(rule, asked, f"{where}: {found}", not defined)
