@@ -246,22 +246,36 @@ def test_a_mirror_leaves_a_report_beside_its_run_alone(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "README.md").exists()
 
 
+def texts():
+    """Yield the texts of the source, of an f-string its parts: None is a value."""
+    for path in (ROOT / "eva_utils").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            yield [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
+
+
+def is_said(message, parts):
+    """Whether a message, or its beginning, is that of a text of the source, whatever the values in it."""
+    pattern, fixed = "(?:.*?: )?", 0
+    for part in parts:
+        if part is None:
+            pattern += ".+?"
+        elif re.match(pattern + re.escape(part), message):
+            pattern, fixed = pattern + re.escape(part), fixed + len(part)
+        else:
+            cuts = [part[:length] for length in range(15, len(part))]
+            return any(re.fullmatch(pattern + re.escape(cut), message) for cut in ([""] if fixed >= 15 else []) + cuts)
+    return fixed >= 15 and re.fullmatch(pattern, message) is not None
+
+
 def test_messages_are_those_of_the_source():
-    """Each message that a heading or a bold line quotes holds a text of the source, or a piece of one."""
-    said = [
-        node.value.strip(" :;,(")
-        for path in (ROOT / "eva_utils").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 15 <= len(node.value) < 200
-    ]
+    """That is, those which a heading or a bold line quotes."""
+    said = [parts for parts in texts() if any(len(part or "") >= 15 for part in parts)]
     quoted = re.findall(r"^### .*`(\w+: [^`]*)`$|^- \*\*`([^`]*)`\*\*", text_of(README) + text_of(GUIDE), re.MULTILINE)
     messages = [one or other for one, other in quoted]
     assert len(messages) >= 12
     for message in messages:
-        pieces = {message[start : start + 30] for start in range(len(message) - 29)}
-        assert "No module named" in message or any(
-            text in message or any(piece in text for piece in pieces) for text in said
-        ), message
+        assert "No module named" in message or any(is_said(message, parts) for parts in said), message
 
 
 def test_the_guides_briefs():
