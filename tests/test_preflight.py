@@ -47,7 +47,7 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
 
 
 def test_a_machine_too_slow_to_tell_leaves_the_question_open(data, monkeypatch):
-    monkeypatch.setattr("eva_utils.utils.preflight.MOST_SECONDS", 0)
+    monkeypatch.setattr("eva_utils.utils.mistakes.MOST_SECONDS", 0)
     report = preflight(create_model("small_resnet"), data)
     (learnt,) = [check for check in report.checks if check.name == "one batch can be learnt"]
     assert learnt.passed is None and report.passed and "FAIL" not in str(report)
