@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from .utils import processes
 from .utils.averaging import MovingAverage, averaged
 from .utils.batches import check_batch, check_outputs
-from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_clip,
     check_criterion,
@@ -58,7 +57,7 @@ from .utils.schedule_checks import (
     check_warmup,
     warn_of_cosine,
 )
-from .utils.state import RunState, recorded_precision
+from .utils.state import RunState, check_resumable, recorded_precision
 from .utils.stop import Stop
 from .utils.trained import is_trained, note_trained
 
