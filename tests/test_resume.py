@@ -1,9 +1,11 @@
 """A run goes on only as it began: what differs is named, before anything is changed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import QUIET, TinyNet, random_batches
 from test_checkpoint import Restless, StopAfter, assert_equal_weights, make_run
 from torch import nn
@@ -72,14 +74,17 @@ def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, mes
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+SMOOTHED = partial(F.cross_entropy, label_smoothing=0.1)
+
+
 def scheduled(schedule):
     """A run by SGD whose schedule the function makes of the optimizer."""
     run = other_run()
     return {**run, "scheduler": schedule(run["optimizer"])}
 
 
-def chained(gamma):
-    return lambda optimizer: ChainedScheduler([ExponentialLR(optimizer, gamma)])
+def chained(*gammas):
+    return lambda optimizer: ChainedScheduler([ExponentialLR(optimizer, gamma) for gamma in gammas])
 
 
 def in_turn(gamma, milestone=1):
@@ -92,6 +97,8 @@ def in_turn(gamma, milestone=1):
     ("first", "second", "message"),
     [
         (chained(0.5), chained(0.1), r"scheduler part 0 gamma was 0\.5 and is now 0\.1"),
+        (chained(0.5), chained(0.5, 0.9), "scheduler part 1 was None and is now {'class': 'ExponentialLR'"),
+        (chained(0.5, 0.9), chained(0.5), r"scheduler part 1 was {'class': 'ExponentialLR', .*} and is now None"),
         (in_turn(0.5), in_turn(0.1), r"scheduler part 1 gamma was 0\.5 and is now 0\.1"),
         (in_turn(0.5), in_turn(0.5, milestone=2), r"scheduler milestones was \[1\] and is now \[2\]"),
         (
@@ -106,6 +113,25 @@ def test_a_schedule_made_of_others_is_compared_whole(first, second, message, tmp
     with pytest.raises(ValueError, match=f"cannot resume: {message}"):
         engine.fit(**scheduled(second), epochs=3, checkpoint=tmp_path, resume=True)
     assert len(engine.fit(**scheduled(first), epochs=3, checkpoint=tmp_path, resume=True)) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (F.cross_entropy, SMOOTHED, r"criterion arguments was \[\] and is now \['label_smoothing'\]"),
+        (SMOOTHED, F.cross_entropy, r"criterion arguments was \['label_smoothing'\] and is now \[\]"),
+        (
+            SMOOTHED,
+            partial(F.cross_entropy, label_smoothing=0.2),
+            r"criterion label_smoothing was 0\.1 and is now 0\.2",
+        ),
+    ],
+)
+def test_what_a_function_is_given_as_a_loss_is_compared(first, second, message, tmp_path):
+    engine.fit(**other_run(criterion=first), epochs=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=f"cannot resume: {message}"):
+        engine.fit(**other_run(criterion=second), epochs=2, checkpoint=tmp_path, resume=True)
+    assert len(engine.fit(**other_run(criterion=first), epochs=2, checkpoint=tmp_path, resume=True)) == 2
 
 
 @pytest.mark.parametrize(

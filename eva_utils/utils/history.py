@@ -125,12 +125,14 @@ def _describe_criterion(criterion: Any) -> dict[str, Any]:
     """Return class or function and options, and those of the losses in it; parameters by shape, as training goes on."""
     if isinstance(criterion, partial):
         given = {**criterion.keywords, **({"args": list(criterion.args)} if criterion.args else {})}
-        return {**_describe_criterion(criterion.func), **_plain(given, set())}
+        return {**_describe_criterion(criterion.func), **_plain(given, set()), "arguments": sorted(given)}
     options = getattr(criterion, "__dict__", {})
     numbers = {name: value for name, value in options.items() if not getattr(value, "ndim", 0)}
     losses = {name: part for name, part in options.get("_modules", {}).items() if hasattr(part, "reduction")}
     return {
         "class": getattr(criterion, "__name__", type(criterion).__name__),
+        # Of a function, the names of what it is given: what is left out would not be compared.
+        **({"arguments": []} if hasattr(criterion, "__name__") else {}),
         **_plain(numbers, _RUNNING),
         **_plain(options.get("_buffers", {}), set()),
         **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},

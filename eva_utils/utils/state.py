@@ -129,8 +129,8 @@ def _is_same(now: Any, then: Any) -> bool:
 def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:
     """Say where two settings differ, by their path, or None."""
     if isinstance(before, dict) and isinstance(now, dict):
-        # Options come and go, with torch's versions and with this package's; groups of parameters do not.
-        skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith("group ")}
+        # Options come and go, with torch's versions and with this package's; groups of parameters and schedules do not.
+        skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith(("group ", "part "))}
         keys = [key for key in before | now if key not in skip]
         found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
         return next((difference for difference in found if difference), None)
