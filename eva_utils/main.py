@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from .utils import processes
 from .utils.averaging import MovingAverage, averaged
 from .utils.batches import check_batch, check_outputs
-from .utils.checkpoint import check_resumable
 from .utils.checks import (
     check_clip,
     check_criterion,
@@ -28,7 +27,7 @@ from .utils.checks import (
     warn_of_trained,
 )
 from .utils.failures import explain_end, free_memory
-from .utils.forward import answer, count_outputs, lay_out, loss_of, weight_of
+from .utils.forward import all_ignored, answer, count_outputs, lay_out, loss_of, weight_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
@@ -58,7 +57,7 @@ from .utils.schedule_checks import (
     check_warmup,
     warn_of_cosine,
 )
-from .utils.state import RunState, recorded_precision
+from .utils.state import RunState, check_resumable, recorded_precision
 from .utils.stop import Stop
 from .utils.trained import is_trained, note_trained
 
@@ -130,7 +129,8 @@ def train(
             logits, labels = answer(model, images, labels, place, dtype, number)
             # One process's part of a small batch may have no label, and takes part in the step all the same.
             loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
-            first_bad.update(loss, number)
+            weight = weight_of(criterion, labels)
+            first_bad.update(loss, number, weight, all_ignored(criterion, labels))
             if place.type == "cpu":
                 first_bad.check()
             scaler.scale(loss * processes.weight(len(labels)) if shared else loss).backward()
@@ -144,7 +144,7 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
                 scheduler.step()
-            meter.update(loss, logits[: len(labels)], labels, weight_of(criterion, labels))
+            meter.update(loss, logits[: len(labels)], labels, weight)
             if bar.is_due and meter.samples:
                 first_bad.check()
                 bar.describe(describe_training(meter.score(), number, rate))
@@ -294,17 +294,17 @@ def fit(
         tested_model = model if average is None else average.module
         state = RunState(
             (train_loader, test_loader),
+            criterion,
             model=plain_model,
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=scaler,
             ema=average,
-            criterion=criterion if isinstance(criterion, nn.Module) and criterion.state_dict() else None,
         )
 
         # A new run, or the one in the folder: what does not fit is refused before anything is changed.
         if saved:
-            check_resumable(saved, plain_model, optimizer, history.settings)
+            check_resumable(saved, state, history.settings)
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(history.settings["trained_before"])

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
-from eva_utils.utils import verified
+from eva_utils.utils import processes, verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.runtime import seed_everything
+from eva_utils.utils.state import RunState
 from eva_utils.utils.transforms import train_transform
 
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -77,6 +78,29 @@ def test_a_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_p
     check_resumes_exactly(run, tmp_path)
 
 
+class OwnBatches:
+    """Batches of 8 of 22 images, drawn from a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(9)
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield from torch.randperm(22, generator=self.generator).split(8)
+
+
+def test_a_batch_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        loader, model = DataLoader(random_batches(22), batch_sampler=OwnBatches()), TinyNet()
+        test_loader = DataLoader(random_batches(9), batch_size=9)
+        return model, engine.fit(model, loader, test_loader, epochs=4, **{**QUIET, "log": log, **options})
+
+    check_resumes_exactly(run, tmp_path)
+
+
 class Scaled(nn.Module):
     """Cross entropy by a running mean of itself: a loss with a state and no parameter."""
 
@@ -101,6 +125,39 @@ def test_a_loss_with_a_state_and_a_test_loader_that_draws_are_resumed(tmp_path):
         return nn.ModuleList([model, criterion]), engine.fit(model, loader, test_loader, epochs=4, **options)
 
     check_resumes_exactly(run, tmp_path)
+
+
+class Warming(TinyNet):
+    """Scales its logits by a running number that is in no state_dict, as is a cache that may grow."""
+
+    def __init__(self, grows):
+        super().__init__()
+        self.grows = grows
+        self.register_buffer("heat", torch.ones(()), persistent=False)
+        self.register_buffer("places", torch.arange(3).expand(2, -1), persistent=False)
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.heat.mul_(0.9)
+            self.cache = torch.zeros(len(self.cache) + self.grows)
+        return super().forward(x) * self.heat
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_buffers_that_are_in_no_state_dict_are_resumed_and_rolled_back(ema, tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        loader, model = DataLoader(random_batches(22), batch_size=8, shuffle=True), Warming(grows=ema is None)
+        history = engine.fit(model, loader, loader, epochs=4, **{**QUIET, "ema": ema, "log": log, **options})
+        heats.append(model.heat.item())
+        sizes.append(len(model.cache))
+        return model, history
+
+    heats, sizes = [], []
+    check_resumes_exactly(run, tmp_path)
+    assert heats == pytest.approx([0.9**12, 0.9**6, 0.9**12], rel=1e-5)
+    assert sizes == ([1, 1, 1] if ema else [13, 7, 13])
 
 
 def test_workers_that_stay_are_started_before_the_generators_are_put_back(tmp_path):
@@ -386,6 +443,25 @@ def test_a_finished_run_is_loaded_in_float16_though_it_left_no_scale(tmp_path, m
     again, loaded = make_run(epochs=1, checkpoint=tmp_path, resume=True)
     assert loaded.rows == history.rows
     assert_equal_weights(again.state_dict(), model.state_dict())
+
+
+def test_a_finished_run_of_several_processes_or_compiled_is_loaded_by_one_that_is_not(tmp_path, monkeypatch):
+    model, history = make_run(epochs=1, checkpoint=tmp_path)
+    path = tmp_path / "epoch-0001.pt"
+    state = verified.load_verified(path)
+    state["history"]["settings"].update(processes=2, compile=True)
+    state["rng"] = 2 * state["rng"]
+    verified.save_verified(path, state)
+    with pytest.raises(ValueError, match="cannot resume: compile was True and is now False"):
+        make_run(epochs=2, checkpoint=tmp_path, resume=True)
+    again, loaded = make_run(epochs=1, checkpoint=tmp_path, resume=True)
+    assert (loaded.rows, loaded.settings["processes"]) == (history.rows, 2)
+    assert_equal_weights(again.state_dict(), model.state_dict())
+
+    monkeypatch.setattr(processes, "rank", lambda: 2)  # the third, of which the run has left no random state
+    third = Restless(TinyNet())
+    RunState((), model=third).restore({**state, "generators": []})
+    assert_equal_weights(third.state_dict(), model.state_dict())
 
 
 def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):

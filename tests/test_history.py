@@ -34,7 +34,12 @@ def test_a_loss_is_described_by_its_options_or_those_it_is_given():
     for loss in (nn.CrossEntropyLoss(label_smoothing=0.1), partial(F.cross_entropy, **given)):
         found.append(describe_run(nn.Linear(1, 1), optimizer, scheduler, loss, batches, batches)["criterion"])
     assert found[0].items() >= {"class": "CrossEntropyLoss", "label_smoothing": 0.1}.items()
-    assert found[1] == {"class": "cross_entropy", "label_smoothing": 0.1, "weight": [0.5, 0.5]}
+    assert found[1] == {
+        "class": "cross_entropy",
+        "arguments": ["label_smoothing", "weight"],
+        "label_smoothing": 0.1,
+        "weight": [0.5, 0.5],
+    }
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"rows": 1, "settings": {}}'])

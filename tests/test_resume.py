@@ -1,9 +1,11 @@
 """A run goes on only as it began: what differs is named, before anything is changed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import QUIET, TinyNet, random_batches
 from test_checkpoint import Restless, StopAfter, assert_equal_weights, make_run
 from torch import nn
@@ -72,14 +74,17 @@ def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, mes
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+SMOOTHED = partial(F.cross_entropy, label_smoothing=0.1)
+
+
 def scheduled(schedule):
     """A run by SGD whose schedule the function makes of the optimizer."""
     run = other_run()
     return {**run, "scheduler": schedule(run["optimizer"])}
 
 
-def chained(gamma):
-    return lambda optimizer: ChainedScheduler([ExponentialLR(optimizer, gamma)])
+def chained(*gammas):
+    return lambda optimizer: ChainedScheduler([ExponentialLR(optimizer, gamma) for gamma in gammas])
 
 
 def in_turn(gamma, milestone=1):
@@ -92,6 +97,8 @@ def in_turn(gamma, milestone=1):
     ("first", "second", "message"),
     [
         (chained(0.5), chained(0.1), r"scheduler part 0 gamma was 0\.5 and is now 0\.1"),
+        (chained(0.5), chained(0.5, 0.9), "scheduler part 1 was None and is now {'class': 'ExponentialLR'"),
+        (chained(0.5, 0.9), chained(0.5), r"scheduler part 1 was {'class': 'ExponentialLR', .*} and is now None"),
         (in_turn(0.5), in_turn(0.1), r"scheduler part 1 gamma was 0\.5 and is now 0\.1"),
         (in_turn(0.5), in_turn(0.5, milestone=2), r"scheduler milestones was \[1\] and is now \[2\]"),
         (
@@ -106,6 +113,25 @@ def test_a_schedule_made_of_others_is_compared_whole(first, second, message, tmp
     with pytest.raises(ValueError, match=f"cannot resume: {message}"):
         engine.fit(**scheduled(second), epochs=3, checkpoint=tmp_path, resume=True)
     assert len(engine.fit(**scheduled(first), epochs=3, checkpoint=tmp_path, resume=True)) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (F.cross_entropy, SMOOTHED, r"criterion arguments was \[\] and is now \['label_smoothing'\]"),
+        (SMOOTHED, F.cross_entropy, r"criterion arguments was \['label_smoothing'\] and is now \[\]"),
+        (
+            SMOOTHED,
+            partial(F.cross_entropy, label_smoothing=0.2),
+            r"criterion label_smoothing was 0\.1 and is now 0\.2",
+        ),
+    ],
+)
+def test_what_a_function_is_given_as_a_loss_is_compared(first, second, message, tmp_path):
+    engine.fit(**other_run(criterion=first), epochs=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=f"cannot resume: {message}"):
+        engine.fit(**other_run(criterion=second), epochs=2, checkpoint=tmp_path, resume=True)
+    assert len(engine.fit(**other_run(criterion=first), epochs=2, checkpoint=tmp_path, resume=True)) == 2
 
 
 @pytest.mark.parametrize(
@@ -149,23 +175,34 @@ def test_a_loss_inside_another_is_compared(changed, message, tmp_path):
 
 
 class Running(nn.Module):
-    """A loss that keeps a running mean and holds a part that counts; what it keeps is no option."""
+    """A loss that keeps running means, counts, and holds a part that counts; what it keeps is no option."""
 
-    def __init__(self):
+    def __init__(self, weight=2.0):
         super().__init__()
-        self.mean, self.part = torch.zeros(3), nn.Identity()
+        self.mean, self.part, self.calls = torch.zeros(3), nn.Identity(), 0
         self.part.calls = 0
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("weight", torch.tensor([1.0, weight, 1.0, 1.0]))
 
     def forward(self, logits, labels):
         self.part.calls += 1
+        self.calls += 1
         self.mean = self.mean + 1
-        return nn.functional.cross_entropy(logits, labels)
+        self.scale.mul_(0.5)
+        return nn.functional.cross_entropy(logits, labels, self.weight)
 
 
 def test_what_a_loss_counts_does_not_stop_a_resume(tmp_path):
     run = other_run(criterion=Running())
     engine.fit(**run, epochs=1, checkpoint=tmp_path)
+    calls, scale = run["criterion"].calls, run["criterion"].scale.clone()
     assert len(engine.fit(**run, epochs=2, checkpoint=tmp_path, resume=True)) == 2
+    anew = other_run(criterion=Running())
+    assert len(engine.fit(**anew, epochs=2, checkpoint=tmp_path, resume=True)) == 2
+    # A pass of three batches to train on and of three to test on halves the scale six times.
+    assert calls > 0 and scale == 2.0**-6 and anew["criterion"].scale == run["criterion"].scale == 2.0**-12
+    with pytest.raises(ValueError, match=r"criterion weight was \[1\.0, 2\.0, 1\.0, 1\.0\] and is now \[1\.0, 3\.0"):
+        engine.fit(**other_run(criterion=Running(3.0)), epochs=3, checkpoint=tmp_path, resume=True)
 
 
 def test_the_order_of_ones_own_loader_is_compared_before_anything_is_changed(tmp_path):
@@ -184,6 +221,40 @@ def test_the_order_of_ones_own_loader_is_compared_before_anything_is_changed(tmp
         run(2, shuffle=True)
     with pytest.raises(ValueError, match="train_loader shuffle was True and is now False"):
         run(2, shuffle=False)
+
+
+@pytest.mark.parametrize("name", ["criterion", "generators"])
+def test_a_run_saved_without_a_state_that_is_needed_is_refused_before_anything_is_changed(name, tmp_path):
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    engine.fit(**other_run(criterion=weighted), epochs=1, checkpoint=tmp_path)
+    path = tmp_path / "epoch-0001.pt"
+    state = verified.load_verified(path)
+    del state[name]
+    verified.save_verified(path, state)
+    run = other_run(criterion=weighted)
+    start = copy.deepcopy(run["model"].state_dict())
+    with pytest.raises(ValueError, match=f"cannot resume: the run was saved without the state of its {name}, as an"):
+        engine.fit(**run, epochs=2, checkpoint=tmp_path, resume=True)
+    assert_equal_weights(run["model"].state_dict(), start)
+
+
+def test_a_generator_that_two_loaders_shared_is_not_taken_for_two(tmp_path):
+    def run(epochs, *generators):
+        parts = other_run()
+        for name, generator in zip(("train_loader", "test_loader"), generators, strict=True):
+            parts[name] = DataLoader(random_batches(24), batch_size=8, shuffle=True, generator=generator)
+        start = copy.deepcopy(parts["model"].state_dict())
+        try:
+            return engine.fit(**parts, epochs=epochs, checkpoint=tmp_path, resume="auto")
+        except ValueError:
+            assert_equal_weights(parts["model"].state_dict(), start)
+            raise
+
+    first, second = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    run(1, first, first)
+    with pytest.raises(ValueError, match="the loaders had 1 generators between them and now have 2; make them"):
+        run(2, first, second)
+    assert len(run(2, first, first)) == 2
 
 
 class Noted(TinyNet):

@@ -7,18 +7,12 @@ of the last epoch as plain state_dicts (`best.pt`, `last.pt`), and the record (`
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from .runtime import unwrap
 from .trained import note_trained
 from .verified import DamagedFileError, load_verified, save_verified, write_atomic
-
-# Options of an optimizer that a schedule changes as it runs.
-_SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
-_BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False, "processes": 1}
 
 
 def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.Module:
@@ -136,56 +130,3 @@ def check_folder(folder: Path, resume: bool | str) -> None:
 def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
     named = ((re.fullmatch(r"epoch-(\d+)\.pt", path.name), path) for path in folder.iterdir())
     return [(int(match[1]), path) for match, path in named if match]
-
-
-def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, settings: dict) -> None:
-    """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
-
-    The precision may be another one if no epoch is left to train. Of an optimizer that has made steps, or stands as
-    the run left it, the options that a schedule changes are not compared.
-
-    Args:
-        saved: the state of the run on disk.
-        model: the model given now.
-        optimizer: the one given now.
-        settings: the settings of the run as they would be now.
-
-    Raises:
-        ValueError: they differ; the first difference is named.
-    """
-    problem = weights_differ(saved["model"], model)
-    if problem:
-        raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
-    before = saved["history"]["settings"]
-    left = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
-    as_left = all(_is_same(now[name], then.get(name)) for now, then in left for name in _SCHEDULED & now.keys())
-    skip = _SCHEDULED if optimizer.state or as_left else set()
-    compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
-    trains = ("precision",) if saved["epoch"] < settings["epochs"] else ()
-    for name in (*compared, "criterion", *trains, "compile", "processes"):
-        difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
-        if difference:
-            advice = "make it as it was, or choose another folder"
-            if difference.startswith(("scheduler total_steps", "scheduler T_max")):
-                advice += "; a schedule that was built for so many epochs cannot be made longer"
-            raise ValueError(f"cannot resume: {difference}; {advice}")
-
-
-def _is_same(now: Any, then: Any) -> bool:
-    """Whether an option of an optimizer is what it was; numbers, tensors of one, or pairs of numbers."""
-    return bool(now == then) if not isinstance(now, tuple | list) else list(now) == list(then or ())
-
-
-def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:
-    """Say where two settings differ, by their path, or None."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        # Options come and go, with torch's versions and with this package's; groups of parameters do not.
-        skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith("group ")}
-        keys = [key for key in before | now if key not in skip]
-        found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
-        return next((difference for difference in found if difference), None)
-    if before == now:
-        return None
-    if name.endswith(" fingerprint"):
-        return f"the images or labels of the {name.removesuffix(' fingerprint')} are not those the run began with"
-    return f"{name} was {before!r} and is now {now!r}"
