@@ -18,6 +18,7 @@ from eva_utils.utils import command_note, processes
 from eva_utils.utils.checkpoint import check_folder
 from eva_utils.utils.checks import check_clip, check_decay, check_real, check_whole
 from eva_utils.utils.data import Data
+from eva_utils.utils.finished import precision_of
 from eva_utils.utils.lock import locked
 from eva_utils.utils.names import first_line, unknown_name
 from eva_utils.utils.optim import SCHEDULERS, make_optimizer, make_plateau, one_cycle
@@ -187,8 +188,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if note:
         check_classes(args, data, note["classes"])
         data.test.transform = test_transform(note["mean"], note["std"])
-    if args.precision == "auto" and settings["precision"] != "float16":
-        args.precision = settings["precision"]
+    if args.precision == "auto":
+        args.precision = precision_of(settings, pick_device(args.device))
     model = build(args, len(data.classes), image_side(data))
     smoothing = settings["criterion"].get("label_smoothing", 0.0)  # so that the losses are of one kind
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)

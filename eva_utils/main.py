@@ -118,7 +118,7 @@ def train(
     scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
     if scaler.is_enabled():
         fill_momentum(optimizer)
-    meter, first_bad, shared = Meter(place), FirstBad(place), processes.is_shard(loader)
+    meter, first_bad, shared = Meter(place), FirstBad(place, dtype), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number, rate = 0, float(optimizer.param_groups[0]["lr"])
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:

@@ -43,6 +43,8 @@ def test_a_model_or_optimizer_that_cannot_train_is_refused(tiny_net):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
         RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         MemoryError(),
     ],
 )

@@ -9,6 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from eva_utils import main as engine
+from eva_utils.models import create_model
+from eva_utils.utils.averaging import MovingAverage
+from eva_utils.utils.forward import all_ignored, weight_of
+from eva_utils.utils.meter import FirstBad, Meter
+from eva_utils.utils.optim import make_optimizer
 from eva_utils.utils.runtime import seed_everything
 
 ONE_OUT = torch.tensor([1.0, 2.0, 0.5, 0.0])
@@ -214,3 +219,48 @@ class TwoInputs(nn.Linear):
 def test_a_forward_that_does_not_take_images_alone_is_refused(kind, said):
     with pytest.raises(TypeError, match=rf"{kind.__name__}'s forward cannot be called on images alone \(.*{said}"):
         engine.fit(kind(2, 2), *loaders(), epochs=1, log=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "optimizer"),
+    [
+        ("small_resnet", {"norm": "batch"}, "sgd"),
+        ("flip_resnet", {"standardize": True}, "sgd"),
+        ("vit", {}, "adamw"),
+        ("whitened_resnet", {}, "muon"),
+    ],
+)
+def test_a_step_reads_nothing_from_the_device(name, options, optimizer):
+    """On the meta device there are no values, so that whatever waits for one raises."""
+    device, criterion = torch.device("meta"), nn.CrossEntropyLoss(ignore_index=3)
+    with device:
+        model = create_model(name, num_classes=10, **options)
+    optimizer, average = make_optimizer(optimizer, model, lr=0.1), MovingAverage(model, 0.9)
+    meter, first_bad = Meter(device), FirstBad(device)
+    images, labels = torch.empty(8, 3, 32, 32, device=device), torch.empty(8, dtype=torch.int64, device=device)
+    for batch in range(2):
+        optimizer.zero_grad()
+        logits = model(images)
+        loss, weight = criterion(logits, labels), weight_of(criterion, labels)
+        first_bad.update(loss, batch, weight, all_ignored(criterion, labels))
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
+        optimizer.step()
+        average.update_parameters(model)
+        meter.update(loss, logits, labels, weight)
+    for read in (meter.score, first_bad.check):
+        with pytest.raises(RuntimeError, match="meta tensors"):
+            read()
+
+
+def test_a_loss_that_is_nan_in_float16_names_the_other_precision():
+    first_bad = FirstBad(torch.device("cpu"), torch.float16)
+    first_bad.update(torch.tensor(math.inf), 4)
+    with pytest.raises(FloatingPointError, match=r"infinite at batch 4; .*so try precision='float32' too"):
+        first_bad.check()
+
+
+def test_a_buffer_of_five_dimensions_trains_in_half_precision():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 4))
+    model.register_buffer("grid", torch.zeros(1, 1, 2, 2, 2))
+    assert len(engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="bfloat16")) == 1

@@ -132,7 +132,7 @@ def test_a_loader_that_is_not_divided_is_summed_in_each_process_alone(monkeypatc
         ("layer", partial(F.cross_entropy, weight=torch.ones(4)), "cpu", "a loss that weights the classes"),
         ("layer", nn.CrossEntropyLoss(ignore_index=2), "cpu", "a loss that weights the classes, or ignores one"),
         ("layer", nn.AdaptiveLogSoftmaxWithLoss(4, 4, [2]), "cpu", "a loss with parameters would be trained by each"),
-        ("layer", None, "meta", "this process of 2 trains on cpu, not on meta; leave device out"),
+        ("layer", None, "meta", "this process of 2 trains on cpu, not on meta; give device='cpu'"),
         ("batch", None, "cpu", "torch synchronises batch normalization on CUDA only"),
     ],
 )

@@ -320,3 +320,23 @@ def test_options_that_another_torch_has_do_not_stop_a_resume(tmp_path):
     run["optimizer"].add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(ValueError, match="cannot resume: optimizer group 1 was None and is now"):
         engine.fit(**run, epochs=3, checkpoint=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("then", "now"), [(None, True), (True, None)])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_run_in_float16_goes_on_with_a_fused_optimizer_or_without(kind, then, now, tmp_path, monkeypatch):
+    """On the CPU, which scales gradients as a GPU does; the steps differ by rounding alone."""
+    for name in ("pick_precision", "recorded_precision"):
+        monkeypatch.setattr(f"eva_utils.main.{name}", lambda *_: torch.float16)
+
+    def run(fused, epochs, folder):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+        optimizer = kind(model.parameters(), lr=0.01, fused=fused)
+        options = {"device": "cpu", "log": None, "checkpoint": folder, "resume": "auto", "optimizer": optimizer}
+        loader = DataLoader(random_batches(16), batch_size=8)
+        engine.fit(model, loader, loader, epochs=epochs, **options)
+        return model[1].weight.detach()
+
+    run(then, 1, tmp_path / "resumed")
+    torch.testing.assert_close(run(now, 2, tmp_path / "resumed"), run(then, 2, tmp_path / "whole"))

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eva_utils import main as engine
+from eva_utils.models.resnet import global_max
 from eva_utils.utils import runtime
+from eva_utils.utils.finished import precision_of
 
 
 def draw():
@@ -84,3 +88,53 @@ def test_freed_memory_is_kept_for_the_next_tensor():
 def test_a_c_library_that_keeps_nothing_is_no_error(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not runtime.keep_freed_memory.__wrapped__()
+
+
+def test_cuda_generators_are_put_back_on_the_devices_that_are_here(monkeypatch):
+    put = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: put.append((index, state)))
+    runtime.set_rng_state({**runtime.rng_state(), "cuda": ["first", "second"]})
+    assert put == [(0, "first")]
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "recorded", "used"),
+    [
+        ("cuda", True, "bfloat16", "bfloat16"),
+        ("cuda", True, "float16", "float16"),
+        ("cuda", False, "float16", "float16"),
+        ("cuda", False, "bfloat16", "auto"),
+        ("cuda", False, "float32", "float32"),
+        ("cpu", False, "float16", "auto"),
+        ("cpu", False, "bfloat16", "auto"),
+        ("cpu", True, "bfloat16", "bfloat16"),
+        ("mps", True, "bfloat16", "auto"),
+    ],
+)
+def test_a_finished_run_is_scored_in_its_precision_where_the_device_computes_in_it(
+    device, native, recorded, used, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(runtime, "_cpu_computes_bfloat16", lambda: native)
+    assert precision_of({"precision": recorded}, torch.device(device)) == used
+
+
+def test_the_maximum_of_a_map_has_a_deterministic_gradient_on_cuda():
+    with FakeTensorMode():
+        x, seen = torch.empty(2, 3, 4, 4, device="cuda"), Operations()
+        with seen:
+            assert global_max(x).shape == (2, 3)
+    assert seen.names == ["amax"]
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(global_max(x), x.amax(dim=(2, 3)), rtol=0, atol=0)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

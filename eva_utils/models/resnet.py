@@ -38,10 +38,13 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = 
 
 
 def global_max(x: Tensor) -> Tensor:
-    """Return the maximum of every map, (N, C, H, W) to (N, C); of equal ones the first has the gradient.
+    """Return the maximum of every map, (N, C, H, W) to (N, C); of equal ones the first has the gradient on a CPU.
 
-    `amax` shares the gradient among them, which takes several times as long on a CPU (benchmarks/conv_speed.py).
+    `amax` shares the gradient among them, which takes several times as long on a CPU (benchmarks/conv_speed.py); on
+    CUDA it is the one whose gradient is deterministic.
     """
+    if x.device.type == "cuda":
+        return x.amax(dim=(2, 3))
     return F.adaptive_max_pool2d(x, 1).flatten(1)
 
 

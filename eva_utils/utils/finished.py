@@ -12,7 +12,7 @@ from .brief import are_recorded
 from .checkpoint import latest_state, load_weights
 from .history import History
 from .predictions import Predictions, predict
-from .runtime import pick_precision
+from .runtime import pick_precision, precision_name
 
 
 def read_history(folder: Path) -> History:
@@ -61,14 +61,11 @@ def tested_splits(history: History, data: Any) -> list[str]:
     return found
 
 
-def precision_of(history: History, device: torch.device) -> str:
-    """Return the precision of the run if this device has it."""
-    recorded = history.settings["precision"]
-    try:
-        pick_precision(recorded, device)
-    except ValueError:
-        return "auto"
-    return recorded
+def precision_of(settings: dict, device: torch.device) -> str:
+    """Return the precision of a run if this device computes in it, else "auto"."""
+    recorded = settings["precision"]
+    own = {"float32", precision_name(pick_precision("auto", device)), "float16" if device.type == "cuda" else "float32"}
+    return recorded if recorded in own else "auto"
 
 
 def score(

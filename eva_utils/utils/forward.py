@@ -22,7 +22,7 @@ _WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 
 def lay_out(model: nn.Module, dtype: torch.dtype) -> None:
     """Put a model's weights channels last where it computes in half precision, unless it cannot run so."""
-    if _channels_last(model, dtype) and all(parameter.ndim < 5 for parameter in model.parameters()):
+    if _channels_last(model, dtype) and all(part.ndim < 5 for part in (*model.parameters(), *model.buffers())):
         model.to(memory_format=torch.channels_last)
 
 

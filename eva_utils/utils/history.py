@@ -13,7 +13,7 @@ from .parts import is_shuffled, own_generators
 # What a scheduler counts as it goes, and what only says how a step is computed.
 _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
 _LARGEST = 1000  # numbers in an array that is an option
-_HOW = {"foreach", "fused", "capturable", "differentiable"}
+HOW = {"foreach", "fused", "capturable", "differentiable"}
 
 
 @dataclass(repr=False)
@@ -93,7 +93,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return what makes a run, as plain values: the class and the options of each of its parts."""
     groups = {
-        f"group {number}": {"parameters": len(group["params"]), **_plain(group, _HOW)}
+        f"group {number}": {"parameters": len(group["params"]), **_plain(group, HOW)}
         for number, group in enumerate(optimizer.param_groups)
     }
     return {

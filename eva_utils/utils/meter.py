@@ -79,8 +79,8 @@ class Meter:
 class FirstBad:
     """The first batch whose loss is NaN or infinite, remembered on the device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.batch = torch.full((), -1, device=device)
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.batch, self.dtype = torch.full((), -1, device=device), dtype
         self.weight = torch.ones((), device=device)
 
     def update(self, loss: Tensor, batch: int, weight: Tensor | float = 1, ignored: Tensor | bool = False) -> None:
@@ -99,6 +99,8 @@ class FirstBad:
                 "above 0, or leave their images out"
             )
         if batch >= 0:
+            advice = "; float16 ends at 65504, so try precision='float32' too" if self.dtype == torch.float16 else ""
             raise FloatingPointError(
                 f"the loss is NaN or infinite at batch {batch}; lower the learning rate, or look for NaN in the images"
+                + advice
             )

@@ -95,7 +95,7 @@ def write_report(
         splits = finished.tested_splits(history, data)
         _check_own(folder)
         place = pick_device(device)
-        how: dict[str, Any] = {"device": place, "precision": finished.precision_of(history, place)}
+        how: dict[str, Any] = {"device": place, "precision": finished.precision_of(history.settings, place)}
         trial = load_weights(copy.deepcopy(unwrap(model)), folder, "best")
         predictions = predict(trial, data.test, **how)
         check_classes(predictions.probabilities.shape[1], data.classes)

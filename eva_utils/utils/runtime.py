@@ -100,9 +100,9 @@ def check_compile(mode: bool | str, device: torch.device) -> None:
     try:
         torch.compile(lambda x: 2 * x.sin())(torch.ones(8, device=device))
     except Exception as error:
+        wanted = "Triton, as pip install triton does," if device.type == "cuda" else "a C++ compiler such as g++,"
         raise ValueError(
-            f"compile={mode!r} does not work here ({first_line(error)}); install a C++ compiler such as g++, or leave "
-            "compile out"
+            f"compile={mode!r} does not work here ({first_line(error)}); install {wanted} or leave compile out"
         ) from error
 
 
@@ -213,8 +213,8 @@ def set_rng_state(state: dict) -> None:
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for index, cuda in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, index)
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
 

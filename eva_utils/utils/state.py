@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from . import processes
 from .checkpoint import weights_differ
-from .history import History, describe_criterion
+from .history import HOW, History, describe_criterion
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
 
@@ -39,6 +39,12 @@ def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.
             stacklevel=3,
         )
     return dtype
+
+
+def _computed_as(state: dict, optimizer: Optimizer) -> dict:
+    """Return an optimizer's state with the options that only say how a step is computed as this optimizer has them."""
+    own = [{name: group[name] for name in HOW & group.keys()} for group in optimizer.param_groups]
+    return {**state, "param_groups": [{**then, **now} for then, now in zip(state["param_groups"], own, strict=True)]}
 
 
 class _LooseBuffers:
@@ -92,6 +98,8 @@ class RunState:
 
     def restore(self, saved: dict) -> None:
         """Put back what `collect` returned."""
+        if saved["history"]["settings"]["precision"] != "float32":
+            saved = {**saved, "optimizer": _computed_as(saved["optimizer"], self.parts["optimizer"])}
         for name, part in self.parts.items():
             # A finished run may be loaded in float16 that was trained without, and left no scale.
             if saved.get(name):
