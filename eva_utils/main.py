@@ -27,7 +27,7 @@ from .utils.checks import (
     warn_of_trained,
 )
 from .utils.failures import explain_end, free_memory
-from .utils.forward import answer, count_outputs, lay_out, loss_of, weight_of
+from .utils.forward import all_ignored, answer, count_outputs, lay_out, loss_of, weight_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
@@ -129,7 +129,8 @@ def train(
             logits, labels = answer(model, images, labels, place, dtype, number)
             # One process's part of a small batch may have no label, and takes part in the step all the same.
             loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
-            first_bad.update(loss, number)
+            weight = weight_of(criterion, labels)
+            first_bad.update(loss, number, weight, all_ignored(criterion, labels))
             if place.type == "cpu":
                 first_bad.check()
             scaler.scale(loss * processes.weight(len(labels)) if shared else loss).backward()
@@ -143,7 +144,7 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
                 scheduler.step()
-            meter.update(loss, logits[: len(labels)], labels, weight_of(criterion, labels))
+            meter.update(loss, logits[: len(labels)], labels, weight)
             if bar.is_due and meter.samples:
                 first_bad.check()
                 bar.describe(describe_training(meter.score(), number, rate))

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from eva_utils import main as engine
 from eva_utils.utils.runtime import seed_everything
 
+ONE_OUT = torch.tensor([1.0, 2.0, 0.5, 0.0])
+
 
 def loaders():
     return (
@@ -79,6 +81,55 @@ def test_an_ignored_class_counts_in_no_batch(weight):
     with torch.no_grad():
         expected = criterion(model(images), labels).item()
     assert losses == pytest.approx([expected] * 3, rel=1e-5)
+
+
+class Ordered:
+    """Batches in the order of their classes, so that the last one is of class 3 alone."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.images, self.labels = torch.randn(32, 3, 8, 8), torch.arange(32) // 8
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        yield from zip(self.images.split(8), self.labels.split(8), strict=True)
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(ignore_index=3), nn.CrossEntropyLoss(ONE_OUT)])
+def test_a_batch_of_which_no_label_counts_adds_nothing_to_the_loss(criterion):
+    loader = Ordered()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    found = engine.test(model, loader, criterion=criterion, device="cpu", precision="float32").loss
+    with torch.no_grad():
+        assert found == pytest.approx(criterion(model(loader.images), loader.labels).item(), rel=1e-5)
+
+
+def test_training_goes_on_over_a_batch_that_is_ignored_as_a_plain_loop_does():
+    loader, criterion = Ordered(), nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.1)
+    model, plain = (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    ours, theirs = (torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (model, plain))
+    score = engine.train(model, loader, ours, criterion=criterion, device="cpu", precision="float32", log=None)
+    losses = []
+    for images, labels in loader:
+        theirs.zero_grad()
+        losses.append(criterion(plain(images), labels))
+        losses[-1].backward()
+        theirs.step()
+    assert losses[1].isnan()
+    assert score.loss == pytest.approx((losses[0] + losses[2] + losses[3]).item() / 3, rel=1e-5)
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
+
+
+def test_training_on_a_batch_whose_class_weights_are_all_0_is_refused_before_its_step():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(ONE_OUT)
+    message = "the loss is 0/0 at batch 3, whose labels all have class weight 0; give their classes a weight above 0"
+    with pytest.raises(FloatingPointError, match=message):
+        engine.train(model, Ordered(), optimizer, criterion=criterion, device="cpu", precision="float32", log=None)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("call", ["train", "test"])

@@ -120,11 +120,21 @@ def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label
 
 def weight_of(criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor | int:
     """Return what a batch's mean loss was divided by: the labels that count, or their weights' sum."""
-    named = getattr(criterion, "func", criterion)
-    if not (type(named) in _WEIGHTED or named in _WEIGHTED):
+    if not _counts_labels(criterion):
         return len(labels)
     weight: Any = option_of(criterion, "weight")
     ignored = option_of(criterion, "ignore_index", -100)
     if weight is None:
         return len(labels) if ignored < 0 else (labels != ignored).sum()
     return (weight[labels] * (labels != ignored)).sum()
+
+
+def all_ignored(criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor | bool:
+    """Return whether a loss ignores every label of a batch: it is NaN then, and its gradients are 0."""
+    ignored = option_of(criterion, "ignore_index", -100)
+    return (labels == ignored).all() if _counts_labels(criterion) and ignored >= 0 else False
+
+
+def _counts_labels(criterion: Any) -> bool:
+    named = getattr(criterion, "func", criterion)
+    return type(named) in _WEIGHTED or named in _WEIGHTED

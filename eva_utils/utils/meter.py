@@ -52,7 +52,9 @@ class Meter:
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | float) -> None:
         """Add a batch: its mean loss (), logits (N, C), labels int64 (N,), and the loss's divisor, most often N."""
-        self.loss += loss.detach() * weight
+        total = loss.detach() * weight
+        # Of a batch without a label that counts the mean is 0/0, and adds nothing.
+        self.loss += torch.where(weight > 0, total, 0) if isinstance(weight, Tensor) else total
         self.weight += weight
         self.correct += (logits.detach().argmax(dim=1) == labels).sum()
         self.samples += len(labels)
@@ -79,15 +81,23 @@ class FirstBad:
 
     def __init__(self, device: torch.device) -> None:
         self.batch = torch.full((), -1, device=device)
+        self.weight = torch.ones((), device=device)
 
-    def update(self, loss: Tensor, batch: int) -> None:
-        """Look at the loss () of a batch."""
-        bad = ~torch.isfinite(loss.detach()) & (self.batch < 0)
+    def update(self, loss: Tensor, batch: int, weight: Tensor | float = 1, ignored: Tensor | bool = False) -> None:
+        """Look at the loss () of a batch, its divisor, and whether all its labels are ignored: gradients are 0 then."""
+        bad = ~(torch.isfinite(loss.detach()) | ignored) & (self.batch < 0)
         self.batch = torch.where(bad, batch, self.batch)
+        if isinstance(weight, Tensor):
+            self.weight = torch.where(bad, weight, self.weight)
 
     def check(self) -> None:
         """Raise FloatingPointError if there was such a batch; this waits for the device."""
         batch = int(self.batch)
+        if batch >= 0 and not self.weight:
+            raise FloatingPointError(
+                f"the loss is 0/0 at batch {batch}, whose labels all have class weight 0; give their classes a weight "
+                "above 0, or leave their images out"
+            )
         if batch >= 0:
             raise FloatingPointError(
                 f"the loss is NaN or infinite at batch {batch}; lower the learning rate, or look for NaN in the images"
