@@ -77,6 +77,29 @@ def test_a_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_p
     check_resumes_exactly(run, tmp_path)
 
 
+class OwnBatches:
+    """Batches of 8 of 22 images, drawn from a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(9)
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield from torch.randperm(22, generator=self.generator).split(8)
+
+
+def test_a_batch_sampler_with_a_generator_of_its_own_resumes_to_the_same_batches(tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        loader, model = DataLoader(random_batches(22), batch_sampler=OwnBatches()), TinyNet()
+        test_loader = DataLoader(random_batches(9), batch_size=9)
+        return model, engine.fit(model, loader, test_loader, epochs=4, **{**QUIET, "log": log, **options})
+
+    check_resumes_exactly(run, tmp_path)
+
+
 class Scaled(nn.Module):
     """Cross entropy by a running mean of itself: a loss with a state and no parameter."""
 

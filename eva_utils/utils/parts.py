@@ -51,9 +51,9 @@ def is_shuffled(loader: Any) -> bool | None:
 
 def own_generators(loader: Any) -> list[torch.Generator]:
     """Return the generators of its own that a DataLoader draws its order from."""
-    sampler = getattr(loader, "sampler", None)
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    found = [getattr(part, "generator", None) for part in (loader, sampler, inner)]
+    batches = getattr(loader, "batch_sampler", None)
+    drawing = (loader, getattr(loader, "sampler", None), getattr(batches, "sampler", None), batches)
+    found = [getattr(part, "generator", None) for part in drawing]
     return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
 
 
