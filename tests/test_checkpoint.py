@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
-from eva_utils.utils import verified
+from eva_utils.utils import processes, verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.runtime import seed_everything
+from eva_utils.utils.state import RunState
 from eva_utils.utils.transforms import train_transform
 
 QUIET = {"log": None, "device": "cpu", "precision": "float32"}
@@ -409,6 +410,25 @@ def test_a_finished_run_is_loaded_in_float16_though_it_left_no_scale(tmp_path, m
     again, loaded = make_run(epochs=1, checkpoint=tmp_path, resume=True)
     assert loaded.rows == history.rows
     assert_equal_weights(again.state_dict(), model.state_dict())
+
+
+def test_a_finished_run_of_several_processes_or_compiled_is_loaded_by_one_that_is_not(tmp_path, monkeypatch):
+    model, history = make_run(epochs=1, checkpoint=tmp_path)
+    path = tmp_path / "epoch-0001.pt"
+    state = verified.load_verified(path)
+    state["history"]["settings"].update(processes=2, compile=True)
+    state["rng"] = 2 * state["rng"]
+    verified.save_verified(path, state)
+    with pytest.raises(ValueError, match="cannot resume: compile was True and is now False"):
+        make_run(epochs=2, checkpoint=tmp_path, resume=True)
+    again, loaded = make_run(epochs=1, checkpoint=tmp_path, resume=True)
+    assert (loaded.rows, loaded.settings["processes"]) == (history.rows, 2)
+    assert_equal_weights(again.state_dict(), model.state_dict())
+
+    monkeypatch.setattr(processes, "rank", lambda: 2)  # the third, of which the run has left no random state
+    third = Restless(TinyNet())
+    RunState((), model=third).restore({**state, "generators": []})
+    assert_equal_weights(third.state_dict(), model.state_dict())
 
 
 def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):

@@ -73,8 +73,9 @@ class RunState:
                 part.load_state_dict(saved[name])
         for loader in keeping_workers(self.loaders):
             iter(loader)  # starts the workers, for which it draws a seed, as the run did in its first epoch
-        rng = saved["rng"]
-        set_rng_state(rng[processes.rank()] if isinstance(rng, list) else rng)
+        rng = saved["rng"] if isinstance(saved["rng"], list) else [saved["rng"]]
+        if processes.rank() < len(rng):  # a finished run may be loaded by more processes than trained it
+            set_rng_state(rng[processes.rank()])
         for generator, state in zip(self.generators, saved["generators"], strict=True):
             generator.set_state(state)
 
@@ -91,8 +92,8 @@ class RunState:
 def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, settings: dict) -> None:
     """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
 
-    The precision may be another one if no epoch is left to train. Of an optimizer that has made steps, or stands as
-    the run left it, the options that a schedule changes are not compared.
+    Precision, `compile` and processes may be others if no epoch is left to train. Of an optimizer that has made steps,
+    or stands as the run left it, the options that a schedule changes are not compared.
 
     Args:
         saved: the state of the run on disk.
@@ -111,8 +112,8 @@ def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, setting
     as_left = all(_is_same(now[name], then.get(name)) for now, then in left for name in _SCHEDULED & now.keys())
     skip = _SCHEDULED if optimizer.state or as_left else set()
     compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
-    trains = ("precision",) if saved["epoch"] < settings["epochs"] else ()
-    for name in (*compared, "criterion", *trains, "compile", "processes"):
+    trains = ("precision", "compile", "processes") if saved["epoch"] < settings["epochs"] else ()
+    for name in (*compared, "criterion", *trains):
         difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
         if difference:
             advice = "make it as it was, or choose another folder"
