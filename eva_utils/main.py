@@ -304,7 +304,7 @@ def fit(
 
         # A new run, or the one in the folder: what does not fit is refused before anything is changed.
         if saved:
-            check_resumable(saved, plain_model, optimizer, history.settings)
+            check_resumable(saved, state, history.settings)
         else:
             check_steps_left(scheduler, epochs * len(train_loader))
             warn_of_trained(history.settings["trained_before"])

@@ -212,6 +212,40 @@ def test_the_order_of_ones_own_loader_is_compared_before_anything_is_changed(tmp
         run(2, shuffle=False)
 
 
+@pytest.mark.parametrize("name", ["criterion", "generators"])
+def test_a_run_saved_without_a_state_that_is_needed_is_refused_before_anything_is_changed(name, tmp_path):
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    engine.fit(**other_run(criterion=weighted), epochs=1, checkpoint=tmp_path)
+    path = tmp_path / "epoch-0001.pt"
+    state = verified.load_verified(path)
+    del state[name]
+    verified.save_verified(path, state)
+    run = other_run(criterion=weighted)
+    start = copy.deepcopy(run["model"].state_dict())
+    with pytest.raises(ValueError, match=f"cannot resume: the run was saved without the state of its {name}, as an"):
+        engine.fit(**run, epochs=2, checkpoint=tmp_path, resume=True)
+    assert_equal_weights(run["model"].state_dict(), start)
+
+
+def test_a_generator_that_two_loaders_shared_is_not_taken_for_two(tmp_path):
+    def run(epochs, *generators):
+        parts = other_run()
+        for name, generator in zip(("train_loader", "test_loader"), generators, strict=True):
+            parts[name] = DataLoader(random_batches(24), batch_size=8, shuffle=True, generator=generator)
+        start = copy.deepcopy(parts["model"].state_dict())
+        try:
+            return engine.fit(**parts, epochs=epochs, checkpoint=tmp_path, resume="auto")
+        except ValueError:
+            assert_equal_weights(parts["model"].state_dict(), start)
+            raise
+
+    first, second = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    run(1, first, first)
+    with pytest.raises(ValueError, match="the loaders had 1 generators between them and now have 2; make them"):
+        run(2, first, second)
+    assert len(run(2, first, first)) == 2
+
+
 class Noted(TinyNet):
     """Keeps beside its weights what is neither a tensor nor a plain value."""
 

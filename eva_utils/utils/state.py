@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from . import processes
@@ -89,7 +88,7 @@ class RunState:
             part.load_state_dict(self.kept[name])
 
 
-def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, settings: dict) -> None:
+def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
 
     Precision, `compile` and processes may be others if no epoch is left to train. Of an optimizer that has made steps,
@@ -97,14 +96,14 @@ def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, setting
 
     Args:
         saved: the state of the run on disk.
-        model: the model given now.
-        optimizer: the one given now.
+        state: that of the run given now.
         settings: the settings of the run as they would be now.
 
     Raises:
         ValueError: they differ; the first difference is named.
     """
-    problem = weights_differ(saved["model"], model)
+    optimizer: Optimizer = state.parts["optimizer"]
+    problem = weights_differ(saved["model"], state.parts["model"])
     if problem:
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
@@ -120,6 +119,18 @@ def check_resumable(saved: dict, model: nn.Module, optimizer: Optimizer, setting
             if difference.startswith(("scheduler total_steps", "scheduler T_max")):
                 advice += "; a schedule that was built for so many epochs cannot be made longer"
             raise ValueError(f"cannot resume: {difference}; {advice}")
+    missing = [name for name in (*state.parts, "generators", "rng") if name not in saved]
+    if missing:
+        raise ValueError(
+            f"cannot resume: the run was saved without the state of its {missing[0]}, as an earlier version did; "
+            "choose another folder to start anew"
+        )
+    drew, draw = len(saved["generators"]), len(state.generators)
+    if drew != draw:
+        raise ValueError(
+            f"cannot resume: the loaders had {drew} generators between them and now have {draw}; make them as they "
+            "were, or choose another folder"
+        )
 
 
 def _is_same(now: Any, then: Any) -> bool:
