@@ -294,12 +294,12 @@ def fit(
         tested_model = model if average is None else average.module
         state = RunState(
             (train_loader, test_loader),
+            criterion,
             model=plain_model,
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=scaler,
             ema=average,
-            criterion=criterion if isinstance(criterion, nn.Module) and criterion.state_dict() else None,
         )
 
         # A new run, or the one in the folder: what does not fit is refused before anything is changed.

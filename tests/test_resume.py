@@ -175,23 +175,34 @@ def test_a_loss_inside_another_is_compared(changed, message, tmp_path):
 
 
 class Running(nn.Module):
-    """A loss that keeps a running mean and holds a part that counts; what it keeps is no option."""
+    """A loss that keeps running means, counts, and holds a part that counts; what it keeps is no option."""
 
-    def __init__(self):
+    def __init__(self, weight=2.0):
         super().__init__()
-        self.mean, self.part = torch.zeros(3), nn.Identity()
+        self.mean, self.part, self.calls = torch.zeros(3), nn.Identity(), 0
         self.part.calls = 0
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("weight", torch.tensor([1.0, weight, 1.0, 1.0]))
 
     def forward(self, logits, labels):
         self.part.calls += 1
+        self.calls += 1
         self.mean = self.mean + 1
-        return nn.functional.cross_entropy(logits, labels)
+        self.scale.mul_(0.5)
+        return nn.functional.cross_entropy(logits, labels, self.weight)
 
 
 def test_what_a_loss_counts_does_not_stop_a_resume(tmp_path):
     run = other_run(criterion=Running())
     engine.fit(**run, epochs=1, checkpoint=tmp_path)
+    calls, scale = run["criterion"].calls, run["criterion"].scale.clone()
     assert len(engine.fit(**run, epochs=2, checkpoint=tmp_path, resume=True)) == 2
+    anew = other_run(criterion=Running())
+    assert len(engine.fit(**anew, epochs=2, checkpoint=tmp_path, resume=True)) == 2
+    # A pass of three batches to train on and of three to test on halves the scale six times.
+    assert calls > 0 and scale == 2.0**-6 and anew["criterion"].scale == run["criterion"].scale == 2.0**-12
+    with pytest.raises(ValueError, match=r"criterion weight was \[1\.0, 2\.0, 1\.0, 1\.0\] and is now \[1\.0, 3\.0"):
+        engine.fit(**other_run(criterion=Running(3.0)), epochs=3, checkpoint=tmp_path, resume=True)
 
 
 def test_the_order_of_ones_own_loader_is_compared_before_anything_is_changed(tmp_path):

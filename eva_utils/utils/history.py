@@ -101,7 +101,7 @@ def describe_run(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "optimizer": {"class": type(optimizer).__name__, **groups},
         "scheduler": _describe_scheduler(scheduler),
-        "criterion": _describe_criterion(criterion),
+        "criterion": describe_criterion(criterion),
         "batches": len(train_loader),
         "train_loader": describe_loader(train_loader),
         "test_loader": describe_loader(test_loader),
@@ -121,11 +121,11 @@ def _describe_scheduler(scheduler: Any) -> dict[str, Any]:
     return {"class": type(scheduler).__name__, **_plain(options, _RUNNING), **parts}
 
 
-def _describe_criterion(criterion: Any) -> dict[str, Any]:
+def describe_criterion(criterion: Any) -> dict[str, Any]:
     """Return class or function and options, and those of the losses in it; parameters by shape, as training goes on."""
     if isinstance(criterion, partial):
         given = {**criterion.keywords, **({"args": list(criterion.args)} if criterion.args else {})}
-        return {**_describe_criterion(criterion.func), **_plain(given, set()), "arguments": sorted(given)}
+        return {**describe_criterion(criterion.func), **_plain(given, set()), "arguments": sorted(given)}
     options = getattr(criterion, "__dict__", {})
     numbers = {name: value for name, value in options.items() if not getattr(value, "ndim", 0)}
     losses = {name: part for name, part in options.get("_modules", {}).items() if hasattr(part, "reduction")}
@@ -136,7 +136,7 @@ def _describe_criterion(criterion: Any) -> dict[str, Any]:
         **_plain(numbers, _RUNNING),
         **_plain(options.get("_buffers", {}), set()),
         **{name: list(value.shape) for name, value in getattr(criterion, "named_parameters", dict)()},
-        **{name: _describe_criterion(loss) for name, loss in losses.items()},
+        **{name: describe_criterion(loss) for name, loss in losses.items()},
     }
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from . import processes
 from .checkpoint import weights_differ
-from .history import History
+from .history import History, describe_criterion
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
 
@@ -45,12 +46,15 @@ class RunState:
 
     Args:
         loaders: the training and the test loader.
+        criterion: the loss, a part as well if it has a state.
         parts: by name, what has a `state_dict`; those that are None are left out.
     """
 
-    def __init__(self, loaders: Sequence[Any], **parts: Any) -> None:
+    def __init__(self, loaders: Sequence[Any], criterion: Any = None, **parts: Any) -> None:
         self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.loaders = loaders
+        self.loaders, self.criterion = loaders, criterion
+        if isinstance(criterion, nn.Module) and criterion.state_dict():
+            self.parts["criterion"] = criterion
         found = {id(generator): generator for loader in loaders for generator in own_generators(loader)}
         self.generators = list(found.values())
         self.kept: dict[str, dict] = {}
@@ -62,6 +66,7 @@ class RunState:
             "history": {"settings": history.settings, "rows": history.rows},
             "rng": processes.gather(rng_state()),
             "generators": [generator.get_state() for generator in self.generators],
+            "criterion_left": describe_criterion(self.criterion),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -92,7 +97,7 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     """Refuse to resume what does not fit: another model, optimizer, schedule, data or batch count.
 
     Precision, `compile` and processes may be others if no epoch is left to train. Of an optimizer that has made steps,
-    or stands as the run left it, the options that a schedule changes are not compared.
+    or stands as the run left it, the options that a schedule changes are not compared; of a loss what ran on with it.
 
     Args:
         saved: the state of the run on disk.
@@ -107,13 +112,15 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     if problem:
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
-    left = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
-    as_left = all(_is_same(now[name], then.get(name)) for now, then in left for name in _SCHEDULED & now.keys())
+    groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
+    as_left = all(_is_same(now[name], then.get(name)) for now, then in groups for name in _SCHEDULED & now.keys())
     skip = _SCHEDULED if optimizer.state or as_left else set()
     compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
     trains = ("precision", "compile", "processes") if saved["epoch"] < settings["epochs"] else ()
     for name in (*compared, "criterion", *trains):
-        difference = _difference(name, before.get(name, _BEFORE_IT_WAS_RECORDED.get(name)), settings[name], skip)
+        was = before.get(name, _BEFORE_IT_WAS_RECORDED.get(name))
+        left = saved.get("criterion_left", was) if name == "criterion" else was
+        difference = _difference(name, was, settings[name], left, skip)
         if difference:
             advice = "make it as it was, or choose another folder"
             if difference.startswith(("scheduler total_steps", "scheduler T_max")):
@@ -138,15 +145,16 @@ def _is_same(now: Any, then: Any) -> bool:
     return bool(now == then) if not isinstance(now, tuple | list) else list(now) == list(then or ())
 
 
-def _difference(name: str, before: object, now: object, skip: set[str]) -> str | None:
-    """Say where two settings differ, by their path, or None."""
+def _difference(name: str, before: object, now: object, left: object, skip: set[str]) -> str | None:
+    """Say where two settings differ, by their path, or None; what the run left otherwise than it began is no option."""
     if isinstance(before, dict) and isinstance(now, dict):
         # Options come and go, with torch's versions and with this package's; groups of parameters and schedules do not.
         skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith(("group ", "part "))}
         keys = [key for key in before | now if key not in skip]
-        found = (_difference(f"{name} {key}", before.get(key), now.get(key), skip) for key in keys)
+        left = {**before, **(left if isinstance(left, dict) else {})}
+        found = (_difference(f"{name} {key}", before.get(key), now.get(key), left.get(key), skip) for key in keys)
         return next((difference for difference in found if difference), None)
-    if before == now:
+    if before == now or before != left:
         return None
     if name.endswith(" fingerprint"):
         return f"the images or labels of the {name.removesuffix(' fingerprint')} are not those the run began with"
