@@ -127,6 +127,38 @@ def test_a_loss_with_a_state_and_a_test_loader_that_draws_are_resumed(tmp_path):
     check_resumes_exactly(run, tmp_path)
 
 
+class Warming(TinyNet):
+    """Scales its logits by a running number that is in no state_dict, as is a cache that may grow."""
+
+    def __init__(self, grows):
+        super().__init__()
+        self.grows = grows
+        self.register_buffer("heat", torch.ones(()), persistent=False)
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.heat.mul_(0.9)
+            self.cache = torch.zeros(len(self.cache) + self.grows)
+        return super().forward(x) * self.heat
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_buffers_that_are_in_no_state_dict_are_resumed_and_rolled_back(ema, tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        loader, model = DataLoader(random_batches(22), batch_size=8, shuffle=True), Warming(grows=ema is None)
+        history = engine.fit(model, loader, loader, epochs=4, **{**QUIET, "ema": ema, "log": log, **options})
+        heats.append(model.heat.item())
+        sizes.append(len(model.cache))
+        return model, history
+
+    heats, sizes = [], []
+    check_resumes_exactly(run, tmp_path)
+    assert heats == pytest.approx([0.9**12, 0.9**6, 0.9**12], rel=1e-5)
+    assert sizes == ([1, 1, 1] if ema else [13, 7, 13])
+
+
 def test_workers_that_stay_are_started_before_the_generators_are_put_back(tmp_path):
     def run(log=None, **options):
         seed_everything(3)

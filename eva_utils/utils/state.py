@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import processes
@@ -41,6 +41,22 @@ def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.
     return dtype
 
 
+class _LooseBuffers:
+    """The buffers of a run's modules that are in no state_dict, as running values that a model keeps to itself."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.modules = nn.ModuleDict(modules)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        kept = self.modules.state_dict()
+        return {name: buffer for name, buffer in self.modules.named_buffers() if name not in kept}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        for name, buffer in self.state_dict().items():
+            if name in saved:  # not written in place, since a cache may have grown
+                buffer.data = saved[name].to(buffer.device, copy=True)
+
+
 class RunState:
     """What shapes the epochs to come: the state of a run's parts, the loaders' generators and the random ones.
 
@@ -55,6 +71,10 @@ class RunState:
         self.loaders, self.criterion = loaders, criterion
         if isinstance(criterion, nn.Module) and criterion.state_dict():
             self.parts["criterion"] = criterion
+        modules = {**self.parts, "criterion": criterion}
+        self.parts["buffers"] = _LooseBuffers(
+            {name: part for name, part in modules.items() if isinstance(part, nn.Module)}
+        )
         found = {id(generator): generator for loader in loaders for generator in own_generators(loader)}
         self.generators = list(found.values())
         self.kept: dict[str, dict] = {}
@@ -73,7 +93,8 @@ class RunState:
     def restore(self, saved: dict) -> None:
         """Put back what `collect` returned."""
         for name, part in self.parts.items():
-            if saved[name]:  # a finished run may be loaded in float16 that was trained without, and left no scale
+            # A finished run may be loaded in float16 that was trained without, and left no scale.
+            if saved.get(name):
                 part.load_state_dict(saved[name])
         for loader in keeping_workers(self.loaders):
             iter(loader)  # starts the workers, for which it draws a seed, as the run did in its first epoch
@@ -126,7 +147,7 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
             if difference.startswith(("scheduler total_steps", "scheduler T_max")):
                 advice += "; a schedule that was built for so many epochs cannot be made longer"
             raise ValueError(f"cannot resume: {difference}; {advice}")
-    missing = [name for name in (*state.parts, "generators", "rng") if name not in saved]
+    missing = [name for name in (*state.parts, "generators", "rng") if name not in saved and name != "buffers"]
     if missing:
         raise ValueError(
             f"cannot resume: the run was saved without the state of its {missing[0]}, as an earlier version did; "
