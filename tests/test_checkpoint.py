@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import processes, verified
+from eva_utils.utils.history import History
 from eva_utils.utils.loader import Loader
+from eva_utils.utils.run_folder import RunFolder
 from eva_utils.utils.runtime import seed_everything
 from eva_utils.utils.state import RunState
 from eva_utils.utils.transforms import train_transform
@@ -134,7 +136,6 @@ class Warming(TinyNet):
         super().__init__()
         self.grows = grows
         self.register_buffer("heat", torch.ones(()), persistent=False)
-        self.register_buffer("places", torch.arange(3).expand(2, -1), persistent=False)
         self.register_buffer("cache", torch.zeros(1), persistent=False)
 
     def forward(self, x):
@@ -508,6 +509,43 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
         make_run(epochs=5, checkpoint=tmp_path, resume=True)
 
 
+def save_run(folder, accuracies):
+    """Put epochs of these accuracies on disk, in each of which the only weight is the epoch's number."""
+    rows = [{"epoch": number, "test_accuracy": found} for number, found in enumerate(accuracies, 1)]
+    for epoch in range(1, len(rows) + 1):
+        record = History(rows[:epoch], {"epochs": 3})
+        state = {"epoch": epoch, "model": {"w": torch.tensor(epoch)}, "history": {**vars(record)}}
+        disk.save_epoch(folder, state, record.to_json(), record.best["epoch"])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [((50.0, 40.0, 60.0), None), ((60.0, 40.0, 50.0), 1), ((40.0, 50.0, 60.0), 2)]
+)
+@pytest.mark.parametrize("readable", [True, False])
+def test_the_best_weights_of_an_epoch_that_was_dropped_are_not_kept(accuracies, best, readable, tmp_path):
+    save_run(tmp_path, accuracies)
+    (tmp_path / "epoch-0003.pt").write_bytes(b"damaged")
+    if not readable:
+        (tmp_path / "history.json").write_text('{"rows": [')
+        best = 2 if best == 2 else None  # nothing says of which epoch it is
+    removed = []
+    for _ in range(2):  # the second time nothing is left to be dropped
+        lines = []
+        folder = RunFolder(tmp_path, None, True, lines.append)
+        with folder.opened() as saved:
+            folder.take_up(saved, History(**saved["history"]), 3)
+        assert lines[-1].startswith("Resuming after epoch 2 of 3")
+        found = verified.load_verified(tmp_path / "best.pt")["w"] if (tmp_path / "best.pt").exists() else None
+        assert found == best and verified.load_verified(tmp_path / "last.pt")["w"] == 2
+        removed.append([line.split("; ")[1] for line in lines if "best.pt is removed, since" in line])
+    told = "the weights of epoch 1, the best one left, are gone, and a better epoch writes it anew"
+    assert removed == [[] if best else [told], []]
+    if not best:
+        with pytest.raises(FileNotFoundError, match=r"best\.pt was lost with a damaged epoch; take which='last', or"):
+            disk.load_weights(TinyNet(), tmp_path)
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0002.pt"]
+
+
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
     verified.save_verified(path, {"epoch": 1})
@@ -527,6 +565,43 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path):
 
         verified.save_verified(tmp_path / "state.pt", {"rate": Fraction(1, 3)})
     assert not list(tmp_path.iterdir())
+
+
+class Versioned(nn.Linear):
+    """Loads only what a module of its version saved, as torchvision's MNASNet."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_module_finds_its_version_again(ema, older, tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        loader = DataLoader(random_batches(22), batch_size=8, shuffle=True)
+        model = nn.Sequential(TinyNet(6), Versioned(6, 4))
+        return model, engine.fit(model, loader, loader, epochs=3, **{**QUIET, "ema": ema, "log": log, **options})
+
+    model, _ = run()
+    run(log=StopAfter(2), checkpoint=tmp_path)
+    for path in tmp_path.glob("*.pt"):
+        saved = verified.load_verified(path)
+        for name, weights in saved.items() if "epoch" in saved else [("", saved)]:
+            if name in ("", "model", "ema"):
+                inner = "module.1" if name == "ema" else "1"
+                assert weights._metadata[inner] == {"version": 2}
+                if older:
+                    del weights._metadata
+        verified.save_verified(path, saved)
+    loaded = disk.load_weights(nn.Sequential(TinyNet(6), Versioned(6, 4)), tmp_path, "last")
+    assert_equal_weights(loaded.state_dict(), verified.load_verified(tmp_path / "last.pt"))
+    resumed, _ = run(checkpoint=tmp_path, resume=True)
+    assert_equal_weights(resumed.state_dict(), model.state_dict())
 
 
 def test_load_weights_says_what_is_wrong(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from . import checkpoint as disk
 from . import processes
 from .history import History
 from .lock import locked
-from .mirror import check_mirror, check_mounted, copy_run, mend_run, restore_run
+from .mirror import check_mirror, check_mounted, copy_run, mend_record, mend_run, restore_run
 from .names import plural
 from .state import RunState
-from .verified import check_savable
+from .verified import DamagedFileError, OtherRunError, check_savable
 
 
 class RunFolder:
@@ -47,7 +48,7 @@ class RunFolder:
     def opened(self) -> Iterator[dict | None]:
         """Hold the lock while the context lasts; yield the state of the last finished epoch, or None for a new run.
 
-        A run that only the mirror has is copied back first, and taken away again if it proves to be another one. Of
+        A run that only the mirror has is copied back first, and taken away again unless it is taken up. Of
         several processes the first one does all this, and tells the others that state.
 
         Raises:
@@ -67,6 +68,8 @@ class RunFolder:
         check_mounted(self.folder)
         if self.mirror is not None:
             check_mounted(self.mirror)
+            if self.resume:
+                mend_record(self.folder, self.log)
             check_mirror(self.folder, self.mirror, self.resume)
         if self.mirror is None or not self.resume:
             disk.check_folder(self.folder, self.resume)
@@ -79,12 +82,14 @@ class RunFolder:
                 mend_run(self.folder, self.mirror, self.log)
             try:
                 yield disk.latest_state(self.folder, self.log)
-            except ValueError as error:
-                if restored and not self._taken_up:  # of another run than this one, then
-                    for path in restored:
-                        path.unlink(missing_ok=True)
-                    raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
-                raise
+            except BaseException as error:
+                if not restored or self._taken_up:
+                    raise
+                for path in restored:
+                    path.unlink(missing_ok=True)
+                if not isinstance(error, OtherRunError | DamagedFileError):
+                    raise
+                raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
 
     def check_savable(self, state: RunState, history: History) -> None:
         """Raise TypeError if what an epoch leaves could not be put on disk, and not after that epoch."""
@@ -99,7 +104,7 @@ class RunFolder:
 
     def take_up(self, saved: dict, history: History, epochs: int) -> None:
         """Write again what is made from the last epoch's state, since a kill may have come between, and say so."""
-        self._write(disk.write_derived, saved, history)
+        self._write(partial(disk.rewrite_derived, log=self.log), saved, history)
         if len(history) < epochs:
             self.log(f"Resuming after epoch {len(history)} of {epochs} in {self}")
         else:

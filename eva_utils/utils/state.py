@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import processes
-from .checkpoint import weights_differ
+from .checkpoint import load_into, weights_differ
 from .history import HOW, History, describe_criterion
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
+from .verified import OtherRunError
 
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
@@ -59,7 +60,7 @@ class _LooseBuffers:
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         for name, buffer in self.state_dict().items():
-            if name in saved:  # not written in place, since a cache may have grown, or lie where it cannot be written
+            if name in saved:  # not written in place, since a cache may have grown
                 buffer.data = saved[name].to(buffer.device, copy=True)
 
 
@@ -103,7 +104,7 @@ class RunState:
         for name, part in self.parts.items():
             # A finished run may be loaded in float16 that was trained without, and left no scale.
             if saved.get(name):
-                part.load_state_dict(saved[name])
+                load_into(part, saved[name]) if isinstance(part, nn.Module) else part.load_state_dict(saved[name])
         for loader in keeping_workers(self.loaders):
             iter(loader)  # starts the workers, for which it draws a seed, as the run did in its first epoch
         rng = saved["rng"] if isinstance(saved["rng"], list) else [saved["rng"]]
@@ -134,15 +135,15 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
         settings: the settings of the run as they would be now.
 
     Raises:
-        ValueError: they differ; the first difference is named.
+        OtherRunError: they differ; the first difference is named.
     """
     optimizer: Optimizer = state.parts["optimizer"]
     problem = weights_differ(saved["model"], state.parts["model"])
     if problem:
-        raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
+        raise OtherRunError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
-    left = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
-    as_left = all(_is_same(now[name], then.get(name)) for now, then in left for name in _SCHEDULED & now.keys())
+    groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
+    as_left = all(_is_same(now[name], then.get(name)) for now, then in groups for name in _SCHEDULED & now.keys())
     skip = _SCHEDULED if optimizer.state or as_left else set()
     compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
     trains = ("precision", "compile", "processes") if saved["epoch"] < settings["epochs"] else ()
@@ -154,16 +155,16 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
             advice = "make it as it was, or choose another folder"
             if difference.startswith(("scheduler total_steps", "scheduler T_max")):
                 advice += "; a schedule that was built for so many epochs cannot be made longer"
-            raise ValueError(f"cannot resume: {difference}; {advice}")
+            raise OtherRunError(f"cannot resume: {difference}; {advice}")
     missing = [name for name in (*state.parts, "generators", "rng") if name not in saved and name != "buffers"]
     if missing:
-        raise ValueError(
+        raise OtherRunError(
             f"cannot resume: the run was saved without the state of its {missing[0]}, as an earlier version did; "
             "choose another folder to start anew"
         )
     drew, draw = len(saved["generators"]), len(state.generators)
     if drew != draw:
-        raise ValueError(
+        raise OtherRunError(
             f"cannot resume: the loaders had {drew} generators between them and now have {draw}; make them as they "
             "were, or choose another folder"
         )
