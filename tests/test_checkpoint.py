@@ -134,7 +134,6 @@ class Warming(TinyNet):
         super().__init__()
         self.grows = grows
         self.register_buffer("heat", torch.ones(()), persistent=False)
-        self.register_buffer("places", torch.arange(3).expand(2, -1), persistent=False)
         self.register_buffer("cache", torch.zeros(1), persistent=False)
 
     def forward(self, x):

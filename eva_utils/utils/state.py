@@ -59,7 +59,7 @@ class _LooseBuffers:
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         for name, buffer in self.state_dict().items():
-            if name in saved:  # not written in place, since a cache may have grown, or lie where it cannot be written
+            if name in saved:  # not written in place, since a cache may have grown
                 buffer.data = saved[name].to(buffer.device, copy=True)
 
 
@@ -141,8 +141,8 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     if problem:
         raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
-    left = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
-    as_left = all(_is_same(now[name], then.get(name)) for now, then in left for name in _SCHEDULED & now.keys())
+    groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
+    as_left = all(_is_same(now[name], then.get(name)) for now, then in groups for name in _SCHEDULED & now.keys())
     skip = _SCHEDULED if optimizer.state or as_left else set()
     compared = ("train_loader", "test_loader", "batches", "optimizer", "scheduler", "warmup", "ema", "clip")
     trains = ("precision", "compile", "processes") if saved["epoch"] < settings["epochs"] else ()
