@@ -528,6 +528,43 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Versioned(nn.Linear):
+    """Loads only what a module of its version saved, as torchvision's MNASNet."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_module_finds_its_version_again(ema, older, tmp_path):
+    def run(log=None, **options):
+        seed_everything(3)
+        loader = DataLoader(random_batches(22), batch_size=8, shuffle=True)
+        model = nn.Sequential(TinyNet(6), Versioned(6, 4))
+        return model, engine.fit(model, loader, loader, epochs=3, **{**QUIET, "ema": ema, "log": log, **options})
+
+    model, _ = run()
+    run(log=StopAfter(2), checkpoint=tmp_path)
+    for path in tmp_path.glob("*.pt"):
+        saved = verified.load_verified(path)
+        for name, weights in saved.items() if "epoch" in saved else [("", saved)]:
+            if name in ("", "model", "ema"):
+                inner = "module.1" if name == "ema" else "1"
+                assert weights._metadata[inner] == {"version": 2}
+                if older:
+                    del weights._metadata
+        verified.save_verified(path, saved)
+    loaded = disk.load_weights(nn.Sequential(TinyNet(6), Versioned(6, 4)), tmp_path, "last")
+    assert_equal_weights(loaded.state_dict(), verified.load_verified(tmp_path / "last.pt"))
+    resumed, _ = run(checkpoint=tmp_path, resume=True)
+    assert_equal_weights(resumed.state_dict(), model.state_dict())
+
+
 def test_load_weights_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"best\.pt does not exist; give the folder that fit"):
         disk.load_weights(TinyNet(), tmp_path)

@@ -5,8 +5,10 @@ of the last epoch as plain state_dicts (`best.pt`, `last.pt`), and the record (`
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,9 +44,17 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
         raise ValueError(
             f"{path} does not fit this {type(model_itself).__name__}: {problem}; build the model that was trained"
         )
-    model_itself.load_state_dict(weights)
+    load_into(model_itself, weights)
     note_trained(model_itself)
     return model
+
+
+def load_into(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Load a state_dict; one that was saved without the versions of its modules is taken for one of the module's."""
+    if not hasattr(weights, "_metadata"):
+        weights = OrderedDict(weights)
+        weights._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    module.load_state_dict(weights)
 
 
 def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:
@@ -73,12 +83,19 @@ def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int)
     """Write the plain weights and the record of an epoch that is on disk; a resumed run does it again."""
     weights = state["model"]
     if "ema" in state:  # the average is what was tested
-        named = state["ema"].items()
-        weights = {name.removeprefix("module."): value for name, value in named if name.startswith("module.")}
+        weights = _inside(state["ema"])
+        if hasattr(state["ema"], "_metadata"):
+            weights._metadata = _inside(state["ema"]._metadata)  # type: ignore[attr-defined]
     if best_epoch == state["epoch"]:
         save_verified(folder / "best.pt", weights)
     save_verified(folder / "last.pt", weights)
     write_atomic(folder / "history.json", history_json.encode())
+
+
+def _inside(named: dict[str, Any]) -> OrderedDict[str, Any]:
+    """Return what is named as of the module that an average holds, by the names of that module."""
+    prefix = "module."
+    return OrderedDict((name[len(prefix) :], value) for name, value in named.items() if f"{name}.".startswith(prefix))
 
 
 def latest_state(folder: Path, log: Callable[[str], None]) -> dict | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import processes
-from .checkpoint import weights_differ
+from .checkpoint import load_into, weights_differ
 from .history import HOW, History, describe_criterion
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
@@ -103,7 +103,7 @@ class RunState:
         for name, part in self.parts.items():
             # A finished run may be loaded in float16 that was trained without, and left no scale.
             if saved.get(name):
-                part.load_state_dict(saved[name])
+                load_into(part, saved[name]) if isinstance(part, nn.Module) else part.load_state_dict(saved[name])
         for loader in keeping_workers(self.loaders):
             iter(loader)  # starts the workers, for which it draws a seed, as the run did in its first epoch
         rng = saved["rng"] if isinstance(saved["rng"], list) else [saved["rng"]]

@@ -84,7 +84,10 @@ def _portable(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor:
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (dict, OrderedDict):
-        return {key: _portable(part, of_tensor) for key, part in value.items()}
+        content = type(value)((key, _portable(part, of_tensor)) for key, part in value.items())
+        if hasattr(value, "_metadata"):  # of a state_dict: the versions of the modules
+            content._metadata = _portable(value._metadata)
+        return content
     if type(value) in (list, tuple):
         return type(value)(_portable(part, of_tensor) for part in value)
     return value
