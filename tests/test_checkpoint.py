@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import processes, verified
+from eva_utils.utils.history import History
 from eva_utils.utils.loader import Loader
+from eva_utils.utils.run_folder import RunFolder
 from eva_utils.utils.runtime import seed_everything
 from eva_utils.utils.state import RunState
 from eva_utils.utils.transforms import train_transform
@@ -505,6 +507,43 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; choose another folder"):
         make_run(epochs=5, checkpoint=tmp_path, resume=True)
+
+
+def save_run(folder, accuracies):
+    """Put epochs of these accuracies on disk, in each of which the only weight is the epoch's number."""
+    rows = [{"epoch": number, "test_accuracy": found} for number, found in enumerate(accuracies, 1)]
+    for epoch in range(1, len(rows) + 1):
+        record = History(rows[:epoch], {"epochs": 3})
+        state = {"epoch": epoch, "model": {"w": torch.tensor(epoch)}, "history": {**vars(record)}}
+        disk.save_epoch(folder, state, record.to_json(), record.best["epoch"])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [((50.0, 40.0, 60.0), None), ((60.0, 40.0, 50.0), 1), ((40.0, 50.0, 60.0), 2)]
+)
+@pytest.mark.parametrize("readable", [True, False])
+def test_the_best_weights_of_an_epoch_that_was_dropped_are_not_kept(accuracies, best, readable, tmp_path):
+    save_run(tmp_path, accuracies)
+    (tmp_path / "epoch-0003.pt").write_bytes(b"damaged")
+    if not readable:
+        (tmp_path / "history.json").write_text('{"rows": [')
+        best = 2 if best == 2 else None  # nothing says of which epoch it is
+    removed = []
+    for _ in range(2):  # the second time nothing is left to be dropped
+        lines = []
+        folder = RunFolder(tmp_path, None, True, lines.append)
+        with folder.opened() as saved:
+            folder.take_up(saved, History(**saved["history"]), 3)
+        assert lines[-1].startswith("Resuming after epoch 2 of 3")
+        found = verified.load_verified(tmp_path / "best.pt")["w"] if (tmp_path / "best.pt").exists() else None
+        assert found == best and verified.load_verified(tmp_path / "last.pt")["w"] == 2
+        removed.append([line.split("; ")[1] for line in lines if "best.pt is removed, since" in line])
+    told = "the weights of epoch 1, the best one left, are gone, and a better epoch writes it anew"
+    assert removed == [[] if best else [told], []]
+    if not best:
+        with pytest.raises(FileNotFoundError, match=r"best\.pt was lost with a damaged epoch; take which='last', or"):
+            disk.load_weights(TinyNet(), tmp_path)
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-0002.pt"]
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

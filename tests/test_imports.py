@@ -42,7 +42,7 @@ ALLOWED = {
     "models.speed_resnet": {"models.conv", "models.flip", "models.norms", "models.resnet"},
     "models.vit": set(),
     "utils.__init__": set(),
-    "utils.checkpoint": {"utils.runtime", "utils.trained", "utils.verified"},
+    "utils.checkpoint": {"utils.history", "utils.runtime", "utils.trained", "utils.verified"},
     "utils.trained": set(),
     "utils.verified": set(),
     "utils.batches": {"utils.names"},

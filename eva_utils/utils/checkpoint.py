@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .history import History
 from .runtime import unwrap
 from .trained import note_trained
 from .verified import DamagedFileError, load_verified, save_verified, write_atomic
@@ -34,6 +35,10 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     if Path(run).is_file():
         raise ValueError(f"{run} is a file; give its folder, and which='best' or 'last'")
     path = Path(run) / f"{which}.pt"
+    if not path.is_file() and path.with_name("last.pt").is_file():
+        raise FileNotFoundError(
+            f"{path} was lost with a damaged epoch; take which='last', or train on until a better epoch writes it anew"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; give the folder that fit(checkpoint=...) wrote, with an epoch finished"
@@ -80,7 +85,7 @@ def save_epoch(folder: Path, state: dict, history_json: str, best_epoch: int) ->
 
 
 def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:
-    """Write the plain weights and the record of an epoch that is on disk; a resumed run does it again."""
+    """Write the plain weights and the record of an epoch that is on disk."""
     weights = state["model"]
     if "ema" in state:  # the average is what was tested
         weights = _inside(state["ema"])
@@ -90,6 +95,30 @@ def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int)
         save_verified(folder / "best.pt", weights)
     save_verified(folder / "last.pt", weights)
     write_atomic(folder / "history.json", history_json.encode())
+
+
+def rewrite_derived(folder: Path, state: dict, history_json: str, best_epoch: int, log: Callable[[str], None]) -> None:
+    """Do so for the epoch that a run goes on from; what is of a later epoch, which was damaged, goes."""
+    dropped = [(number, path) for number, path in _epoch_files(folder) if number > state["epoch"]]
+    best = folder / "best.pt"
+    if dropped and best_epoch < state["epoch"] and best.exists() and not _is_best(folder, best_epoch, max(dropped)[0]):
+        best.unlink()
+        log(
+            f"{best} is removed, since it may be of a damaged epoch; the weights of epoch {best_epoch}, the best one "
+            "left, are gone, and a better epoch writes it anew"
+        )
+    write_derived(folder, state, history_json, best_epoch)
+    for _, path in dropped:
+        path.unlink()
+
+
+def _is_best(folder: Path, epoch: int, newest: int) -> bool:
+    """Whether best.pt is of an epoch, by the record that was written with the newest one."""
+    try:
+        record = History.from_json((folder / "history.json").read_text(encoding="utf-8"))
+        return len(record) >= newest and record.best["epoch"] == epoch
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _inside(named: dict[str, Any]) -> OrderedDict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class RunFolder:
 
     def take_up(self, saved: dict, history: History, epochs: int) -> None:
         """Write again what is made from the last epoch's state, since a kill may have come between, and say so."""
-        self._write(disk.write_derived, saved, history)
+        self._write(partial(disk.rewrite_derived, log=self.log), saved, history)
         if len(history) < epochs:
             self.log(f"Resuming after epoch {len(history)} of {epochs} in {self}")
         else:
