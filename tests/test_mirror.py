@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_checkpoint import StopAfter, assert_equal_weights, make_run, without_time
 
+from eva_utils import main as engine
 from eva_utils.utils import mirror as mirrors
 from eva_utils.utils.lock import locked
 
@@ -64,6 +65,22 @@ def test_a_mirror_of_another_model_leaves_a_new_folder_empty(tmp_path):
             make_run(other, checkpoint=tmp_path / "new", mirror=mirror, resume="auto")
     assert contents(tmp_path / "new") == {} and contents(mirror) == before
     make_run("step", epochs=1, checkpoint=tmp_path / "new", mirror=tmp_path / "second", resume="auto")
+
+
+@pytest.mark.parametrize("error", [ValueError("the rate is 0"), TypeError("no loss"), KeyboardInterrupt()])
+def test_an_error_of_something_else_takes_the_copies_away_and_blames_no_mirror(error, tmp_path, monkeypatch):
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    make_run("plateau", epochs=1, checkpoint=tmp_path / "old", mirror=mirror)
+    before = contents(mirror)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
+        patch.setattr(engine, "check_rate", fail)
+        make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)
+    assert caught.value is error and contents(run) == {} and contents(mirror) == before
+    assert len(make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)[1]) == 2
 
 
 def test_a_mirror_that_disappears_halfway_is_warned_of_and_caught_up(tmp_path):

@@ -13,7 +13,7 @@ from .lock import locked
 from .mirror import check_mirror, check_mounted, copy_run, mend_run, restore_run
 from .names import plural
 from .state import RunState
-from .verified import check_savable
+from .verified import DamagedFileError, OtherRunError, check_savable
 
 
 class RunFolder:
@@ -48,7 +48,7 @@ class RunFolder:
     def opened(self) -> Iterator[dict | None]:
         """Hold the lock while the context lasts; yield the state of the last finished epoch, or None for a new run.
 
-        A run that only the mirror has is copied back first, and taken away again if it proves to be another one. Of
+        A run that only the mirror has is copied back first, and taken away again unless it is taken up. Of
         several processes the first one does all this, and tells the others that state.
 
         Raises:
@@ -80,12 +80,14 @@ class RunFolder:
                 mend_run(self.folder, self.mirror, self.log)
             try:
                 yield disk.latest_state(self.folder, self.log)
-            except ValueError as error:
-                if restored and not self._taken_up:  # of another run than this one, then
-                    for path in restored:
-                        path.unlink(missing_ok=True)
-                    raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
-                raise
+            except BaseException as error:
+                if not restored or self._taken_up:
+                    raise
+                for path in restored:
+                    path.unlink(missing_ok=True)
+                if not isinstance(error, OtherRunError | DamagedFileError):
+                    raise
+                raise ValueError(f"{error} (in the mirror {self.mirror}, so name another one as well)") from error
 
     def check_savable(self, state: RunState, history: History) -> None:
         """Raise TypeError if what an epoch leaves could not be put on disk, and not after that epoch."""

@@ -14,6 +14,7 @@ from .checkpoint import load_into, weights_differ
 from .history import HOW, History, describe_criterion
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
+from .verified import OtherRunError
 
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
@@ -134,12 +135,12 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
         settings: the settings of the run as they would be now.
 
     Raises:
-        ValueError: they differ; the first difference is named.
+        OtherRunError: they differ; the first difference is named.
     """
     optimizer: Optimizer = state.parts["optimizer"]
     problem = weights_differ(saved["model"], state.parts["model"])
     if problem:
-        raise ValueError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
+        raise OtherRunError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     before = saved["history"]["settings"]
     groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
     as_left = all(_is_same(now[name], then.get(name)) for now, then in groups for name in _SCHEDULED & now.keys())
@@ -154,16 +155,16 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
             advice = "make it as it was, or choose another folder"
             if difference.startswith(("scheduler total_steps", "scheduler T_max")):
                 advice += "; a schedule that was built for so many epochs cannot be made longer"
-            raise ValueError(f"cannot resume: {difference}; {advice}")
+            raise OtherRunError(f"cannot resume: {difference}; {advice}")
     missing = [name for name in (*state.parts, "generators", "rng") if name not in saved and name != "buffers"]
     if missing:
-        raise ValueError(
+        raise OtherRunError(
             f"cannot resume: the run was saved without the state of its {missing[0]}, as an earlier version did; "
             "choose another folder to start anew"
         )
     drew, draw = len(saved["generators"]), len(state.generators)
     if drew != draw:
-        raise ValueError(
+        raise OtherRunError(
             f"cannot resume: the loaders had {drew} generators between them and now have {draw}; make them as they "
             "were, or choose another folder"
         )
