@@ -95,7 +95,7 @@ ALLOWED = {
     "utils.lr_finder": {"utils.forward", "utils.optim", "utils.runtime", "utils.state"},
     "utils.cam_layer": set(),
     "utils.gradcam": {"utils.cam_layer", "utils.runtime"},
-    "utils.mirror": {"utils.checkpoint", "utils.verified"},
+    "utils.mirror": {"utils.checkpoint", "utils.history", "utils.lock", "utils.verified"},
     "utils.names": set(),
     "utils.meter": {"utils.processes"},
     "utils.muon": {"utils.runtime"},

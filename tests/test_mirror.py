@@ -247,6 +247,29 @@ def test_a_record_cut_short_is_named(tmp_path):
         make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)
 
 
+@pytest.mark.parametrize("damaged", [b'{"settings": {}, "rows": [', b"\xff", b"[]"])
+def test_the_runs_own_record_is_written_anew_if_it_cannot_be_read(damaged, tmp_path):
+    run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
+    model, history = make_run("plateau", epochs=3)
+    make_run("plateau", epochs=2, checkpoint=run, mirror=mirror)
+    (run / "history.json").write_bytes(damaged)
+    options = {"checkpoint": run, "mirror": mirror, "resume": "auto", "log": lines.append}
+    resumed_model, resumed = make_run("plateau", epochs=3, **options)
+    assert lines[0] == f"{run / 'history.json'} was damaged and is that of epoch 2 again"
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert contents(mirror) == contents(run)
+
+
+def test_a_record_without_an_epoch_is_named_and_left_alone(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "history.json").write_bytes(b"notes")
+    with pytest.raises(ValueError, match=r"history\.json is not the record of a run .*; put it right, or name another"):
+        make_run("plateau", epochs=1, checkpoint=run, mirror=tmp_path / "mirror", resume="auto")
+    assert contents(run) == {"history.json": b"notes"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

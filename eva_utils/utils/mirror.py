@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .checkpoint import check_folder
+from .checkpoint import check_folder, latest_state
+from .history import History
+from .lock import locked
 from .verified import is_whole, write_atomic
 
 # In the order in which they are copied: the record first, which says whose mirror this is, and what is made
@@ -54,6 +56,24 @@ def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
             f"the mirror {mirror} holds {len(theirs)} epochs of this run and {folder} only {len(ours)}; "
             "resume from the mirror in another checkpoint folder"
         )
+
+
+def mend_record(folder: Path, log: Callable[[str], None]) -> None:
+    """Write a record that cannot be read anew from the last whole epoch; a folder without one is left alone.
+
+    Raises:
+        DamagedFileError: no epoch is whole.
+        ValueError: there is none, or another run is training in the folder.
+    """
+    try:
+        _rows(folder)
+    except ValueError:
+        with locked(folder):
+            state = latest_state(folder, log)
+            if state is None:
+                raise
+            write_atomic(folder / "history.json", History(**state["history"]).to_json().encode())
+        log(f"{folder / 'history.json'} was damaged and is that of epoch {state['epoch']} again")
 
 
 def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[Path]:

@@ -10,7 +10,7 @@ from . import checkpoint as disk
 from . import processes
 from .history import History
 from .lock import locked
-from .mirror import check_mirror, check_mounted, copy_run, mend_run, restore_run
+from .mirror import check_mirror, check_mounted, copy_run, mend_record, mend_run, restore_run
 from .names import plural
 from .state import RunState
 from .verified import DamagedFileError, OtherRunError, check_savable
@@ -68,6 +68,8 @@ class RunFolder:
         check_mounted(self.folder)
         if self.mirror is not None:
             check_mounted(self.mirror)
+            if self.resume:
+                mend_record(self.folder, self.log)
             check_mirror(self.folder, self.mirror, self.resume)
         if self.mirror is None or not self.resume:
             disk.check_folder(self.folder, self.resume)
