@@ -264,3 +264,10 @@ def test_a_buffer_of_five_dimensions_trains_in_half_precision():
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 4))
     model.register_buffer("grid", torch.zeros(1, 1, 2, 2, 2))
     assert len(engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="bfloat16")) == 1
+
+
+def test_an_expanded_buffer_is_no_obstacle():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 4))
+    model.register_buffer("places", torch.arange(3).expand(2, -1), persistent=False)
+    assert len(engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="float32")) == 1
+    assert model.places.tolist() == [[0, 1, 2], [0, 1, 2]]

@@ -254,8 +254,8 @@ def keep_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            if buffer is not None and value is not None:
-                buffer.data.copy_(value)
+            if buffer is not None and value is not None and not torch.equal(buffer, value):
+                buffer.data.copy_(value)  # unless it is as it was: an expanded one cannot be written
 
 
 @contextmanager
