@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .utils.checks import (
     warn_of_loaders,
     warn_of_trained,
 )
-from .utils.failures import explain_end, free_memory
+from .utils.failures import explain_end, free_memory, is_device_lost
 from .utils.forward import all_ignored, answer, count_outputs, lay_out, loss_of, weight_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
@@ -48,7 +48,7 @@ from .utils.runtime import (
     seed_everything,
     unwrap,
 )
-from .utils.schedule import Warmup, per_batch_scheduler, set_rates, step_epoch
+from .utils.schedule import Warmup, ignoring_order, per_batch_scheduler, set_rates, step_epoch
 from .utils.schedule_checks import (
     check_rate,
     check_scheduler,
@@ -91,7 +91,8 @@ def train(
         criterion: mean loss of a batch; cross entropy if None.
         device: see `eva_utils.utils.runtime.pick_device`.
         precision: "auto", "float32", "bfloat16" or "float16".
-        scaler: of the gradients, in float16.
+        scaler: of the gradients, in float16; a new one each time if None, which begins at a scale that is too high, so
+            a loop of your own passes one `torch.amp.GradScaler` to every call.
         clip: largest norm of the gradient of the optimizer's parameters together; None sets no limit.
         ema: the average that takes in the weights after every batch.
         progress: whether to show the bar: live in a terminal or a notebook, else its last line.
@@ -143,7 +144,8 @@ def train(
                 ema.update_parameters(model)
             rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None:
-                scheduler.step()
+                with ignoring_order() if scaler.is_enabled() and not number else nullcontext():
+                    scheduler.step()
             meter.update(loss, logits[: len(labels)], labels, weight)
             if bar.is_due and meter.samples:
                 first_bad.check()
@@ -347,8 +349,9 @@ def fit(
                 run.save(state, history)
         except BaseException as error:
             free_memory(error)
-            state.roll_back()
-            optimizer.zero_grad()
+            if not is_device_lost(error):
+                state.roll_back()
+                optimizer.zero_grad()
             if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
                 explain_end(error, f"epoch {epoch}", train_loader)

@@ -412,6 +412,30 @@ def test_ctrl_c_returns_the_finished_epochs(tiny_net):
     assert engine.test(model, new_loaders()[1], precision="float32").loss == history.rows[-1]["test_loss"]
 
 
+def test_an_error_after_which_the_device_is_lost_is_not_hidden_by_another(tiny_net, monkeypatch):
+    def unreadable(state):
+        raise RuntimeError("CUDA error: nothing can be read")
+
+    monkeypatch.setattr("eva_utils.utils.state.RunState.roll_back", unreadable)
+    model = Poison(tiny_net, 5, RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(RuntimeError, match="device-side assert") as raised:
+        engine.fit(model, *new_loaders(), epochs=5, **QUIET)
+    assert len(raised.value.history) == 1
+
+
+@pytest.mark.filterwarnings("error:Detected call of")
+def test_first_gradients_that_overflow_are_no_matter_of_the_schedule(tiny_net, monkeypatch):
+    """A step that the scaler leaves out makes torch warn of the order of two calls."""
+    monkeypatch.setattr(engine, "pick_precision", lambda *_: torch.float16)
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
+    before, scaler = copy.deepcopy(tiny_net.state_dict()), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    options = {"scheduler": scheduler, "scaler": scaler, "log": None, "device": "cpu"}
+    engine.train(tiny_net, new_loaders()[1], optimizer, **options)
+    assert scaler.get_scale() < 2.0**127 and scheduler.last_epoch == 2
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items() if "norm" not in name)
+
+
 def test_a_model_that_raises_keeps_the_finished_epochs(tiny_net, tmp_path):
     model = Poison(tiny_net, 5, RuntimeError("out of cheese"))
     with pytest.raises(RuntimeError, match="out of cheese"):

@@ -19,6 +19,11 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in words for part in said)
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """Whether after an error nothing on a CUDA device can be read or written any more, as after a failed assertion."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_lack_of_memory(error)
+
+
 def free_memory(error: BaseException) -> None:
     """Let go of a batch that found no memory: a notebook keeps the error, and with it the batch's tensors."""
     if is_lack_of_memory(error):

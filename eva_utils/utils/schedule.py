@@ -1,5 +1,9 @@
 """What sets the learning rate while a run trains: the warmup, and the scheduler's step at its time."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -49,6 +53,14 @@ def per_batch_scheduler(
     if epoch <= warmup:
         return Warmup(optimizer, history.start_rates, warmup * batches, (epoch - 1) * batches)
     return None
+
+
+@contextmanager
+def ignoring_order() -> Iterator[None]:
+    """Step a scheduler though the optimizer may not have stepped, as where float16's first gradients overflow."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        yield
 
 
 def step_epoch(scheduler: LRScheduler, row: dict) -> None:
