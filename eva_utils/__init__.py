@@ -47,6 +47,7 @@ _HOME = {
     "Brief": "utils.assignments",
     "audit": "utils.brief",
     "write_report": "utils.report",
+    "check_report": "utils.handed_in",
     "summary": "utils.summary",
     "write_tensorboard": "utils.tensorboard",
 }

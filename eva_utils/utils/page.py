@@ -32,7 +32,12 @@ def render(record: dict) -> dict[str, bytes]:
     with figures.default_style():
         drawn = _figures(record)
         pages = {f"figures/{name}.png": seal_png(figures.png_bytes(figure)) for name, figure in drawn.items()}
-    return pages | {"README.md": seal_text(_text(record))}
+    return pages | {"README.md": readme(record)}
+
+
+def readme(record: dict) -> bytes:
+    """Return the README alone."""
+    return seal_text(_text(record))
 
 
 def write_page(folder: Path, pages: dict[str, bytes]) -> Path:
