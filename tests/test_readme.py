@@ -180,8 +180,9 @@ def run(cell, names):
             assert all(Path(path).exists() for path in line.split()[3:])
             Path(line.split()[2]).touch()
         else:
-            assert line.startswith(("cp ", "[ -d eva_utils ] || git clone --quiet https://github.com/"))
-            subprocess.run(line if line.startswith("cp ") else "true", shell=True, check=True)
+            copies = line.startswith(("cp ", "mkdir -p "))
+            assert copies or line.startswith("[ -d eva_utils ] || git clone --quiet https://github.com/")
+            subprocess.run(line if copies else "true", shell=True, check=True)
     body = ast.parse(python_of(cell)).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else ast.parse("None").body[0]
     exec(compile(ast.Module(body, []), cell, "exec"), names)
@@ -199,8 +200,10 @@ def test_the_readmes_cells_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mynet", raising=False)
-    # The reports have the curves alone: to draw the others takes seconds, and the cells draw them too.
-    monkeypatch.setattr(pages, "_figures", lambda record: {"curves": eva.plot_history(eva.History(record["rows"]))})
+    # The reports have the curves for every figure: to draw the others takes seconds, and the cells draw them too.
+    monkeypatch.setattr(
+        pages, "_figures", lambda record: dict.fromkeys(pages.FIGURES, eva.plot_history(eva.History(record["rows"])))
+    )
     downloaded, names = in_colab(monkeypatch), {}
     for cell in [*cells(section(README, "First five minutes")), *cells(section(README, "EVA6 S8"))]:
         shown = run(cell, names)

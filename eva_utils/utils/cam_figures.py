@@ -87,18 +87,18 @@ def draw_gradcam(
 
 def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], sides: Mapping[str, str]) -> "Figure":
     columns = 1 + 2 * len(maps)
-    cell = max(WIDTH / (columns + 1.2), 1.1)  # inches, which the names above it need; the captions take 1.2
+    cell = max(WIDTH / (columns + 1.25), 1.1)  # inches, which the names above it need; the captions take 1.25
     blank = any(not bool(layer_maps[number].any()) for layer_maps in maps.values() for number in range(len(records)))
     title = _title(records, data, "Grad-CAM for the predicted class")
     headings = -(-len(records) // 5)
     height = 0.6 + 0.2 * (title.count("\n") + headings) + (cell + 0.15 * blank) * len(records)
-    figure, axes = new_figure(len(records), columns, height, cell * (columns + 1.2))
+    figure, axes = new_figure(len(records), columns, height, cell * (columns + 1.25))
     figure.suptitle(title, fontsize=12)
     for number, (row, record) in enumerate(zip(axes, records, strict=True)):
         image = denormalize(record.image, data.mean, data.std)
         show_image(row[0], image)
-        caption = _caption(record, data, 76 * cell)
-        row[0].set_ylabel(caption, fontsize=6.5, rotation=0, ha="right", va="center", multialignment="left")
+        row[0].set_ylabel(_caption(record, data, 80 * cell), fontsize=7, rotation=0, ha="left", va="center")
+        row[0].yaxis.set_label_coords(-1.25, 0.5)
         for place, (layer, layer_maps) in enumerate(maps.items()):
             over, heat = row[1 + 2 * place], row[2 + 2 * place]
             _show_overlay(over, image, layer_maps[number])
@@ -154,7 +154,7 @@ def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
 def _caption(record: Any, data: Any, points: float) -> str:
     predicted, actual = f"predicted: {data.classes[record.predicted]}", f"actual: {data.classes[record.target]}"
     lines = [f"#{record.index}", predicted, f"confidence {100 * record.confidence:.0f}%", actual]
-    return "\n".join(fit(line, points, 6.5) for line in lines[: 3 + (record.predicted != record.target)])
+    return "\n".join(wrap(line, points, 7) for line in lines[: 3 + (record.predicted != record.target)])
 
 
 def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], classes: Sequence[str]) -> None:

@@ -142,7 +142,7 @@ def _check_own(folder: Path, mirror: Path) -> None:
         held = f"{_files(mirror)[0].name} and no history.json" if theirs is None else f"{len(theirs)} epochs"
         raise ValueError(
             f"the mirror {mirror} holds {held}, which are not those of the run in {folder}; "
-            "name another mirror, or another checkpoint folder to resume from the mirror"
+            "to go on with the mirror's, name another checkpoint folder, and to keep this one, another mirror"
         )
 
 
