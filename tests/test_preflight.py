@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from eva_utils.models import create_model
-from eva_utils.utils.assignments import BRIEFS
+from eva_utils.utils.assignments import BRIEFS, Brief
 from eva_utils.utils.augmentation import augmentation_checks
 from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
@@ -203,6 +203,12 @@ def test_the_rules_of_an_assignment_that_are_kept_pass(data):
     ]
     with pytest.raises(ValueError, match="unknown brief 'eva6_s'"):
         preflight(model, data, "eva6_s")
+
+
+def test_a_network_without_maps_leaves_their_rule_open(data):
+    brief = Brief("title", "objective", least_map=5)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    assert rules_of(preflight(flat, data, brief))["Grad-CAM maps"].passed is None
 
 
 def test_loaders_of_ones_own_are_not_looked_into(data):

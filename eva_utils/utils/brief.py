@@ -1,6 +1,7 @@
 """The audit of a run against an assignment's rules."""
 
 from collections.abc import Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,10 @@ def audit_plan(
         if brief.least_map is not None:
             image = next(iter(data.test))[0][:1].to(next(model.parameters()).device)
             named = [layer for layer in brief.layers or () if layer in dict(model.named_modules())] or None
-            findings.append(rules.map_sizes(brief.least_map, GradCAM(model, named).sizes(image)))
+            maps = None
+            with suppress(ValueError):  # of a network that has none
+                maps = GradCAM(model, named).sizes(image)
+            findings.append(rules.map_sizes(brief.least_map, maps))
         if brief.plain_notebook and cells_run_here() is not None:
             findings.append(rules.plain_notebook(None))
         return Audit(findings)
