@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+GAP = 0.25  # between two images' groups of a gallery, in widths of an image
+
 
 def plot_gradcam(
     model: nn.Module,
@@ -114,18 +116,20 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     any_wrong = any(record.predicted != record.target for record in records)
     cells, groups = (3, 3) if any_wrong else (2, 4)
     rows = -(-len(records) // groups)
-    points = 64 * WIDTH / (cells * groups)
+    ratios = [*([1.0] * cells + [GAP]) * groups][:-1]  # a gap after each image's group
+    points = 64 * WIDTH / sum(ratios)
     names = [
         [wrap(data.classes[number], points, 8) for number in (record.predicted, record.target)] for record in records
     ]
     lines = 3.5 + max(name.count("\n") for pair in names for name in pair) + (not (predicted.any() and true.any()))
     title = _title(records, data, f"Grad-CAM at {layer}")
-    height = 0.6 + 0.2 * title.count("\n") + (WIDTH / (cells * groups) + 0.14 * lines) * rows
-    figure, axes = new_figure(rows, cells * groups, height)
+    height = 0.6 + 0.2 * title.count("\n") + (WIDTH / sum(ratios) + 0.14 * lines) * rows
+    figure, axes = new_figure(rows, len(ratios), height, ratios=ratios)
+    hide([axis for cells_of_row in axes for axis in cells_of_row[cells :: cells + 1]])
     figure.suptitle(title, fontsize=12)
     for number, record in enumerate(records):
         row, column = divmod(number, groups)
-        group = axes[row][cells * column : cells * (column + 1)]
+        group = axes[row][(cells + 1) * column :][:cells]
         image = denormalize(record.image, data.mean, data.std)
         show_image(group[0], image)
         group[0].set_xlabel(f"#{record.index}", fontsize=8)
@@ -135,7 +139,7 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
         if any_wrong:
             _show_overlay(group[2], image, true[number])
             group[2].set_title(f"actual:\n{names[number][1]}", fontsize=8)
-    hide([axis for row in axes for axis in row][cells * len(records) :])
+    hide(axes[-1][(cells + 1) * (len(records) - groups * (rows - 1)) :])
     return figure
 
 

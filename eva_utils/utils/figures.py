@@ -3,9 +3,9 @@
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +18,14 @@ GREY = "#808080"
 WIDTH = 10.0  # inches: the width of a README at 100 dots an inch
 
 
-def new_figure(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple["Figure", list[list["Axes"]]]:
+def new_figure(
+    rows: int, columns: int, height: float, width: float = WIDTH, ratios: Sequence[float] | None = None
+) -> tuple["Figure", list[list["Axes"]]]:
     """Return a figure and its axes by row; closed for pyplot, which would show it a second time."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    shape: dict[str, Any] = {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, width_ratios=ratios, **shape)
     plt.close(figure)
     return figure, [list(row) for row in axes]
 
