@@ -133,6 +133,7 @@ def test_a_loader_that_is_not_divided_is_summed_in_each_process_alone(monkeypatc
         ("layer", nn.CrossEntropyLoss(ignore_index=2), "cpu", "a loss that weights the classes, or ignores one"),
         ("layer", nn.AdaptiveLogSoftmaxWithLoss(4, 4, [2]), "cpu", "a loss with parameters would be trained by each"),
         ("layer", None, "meta", "this process of 2 trains on cpu, not on meta; give device='cpu'"),
+        ("layer", None, "mps", "this process of 2 trains on cpu, not on mps; give device='cpu'"),
         ("batch", None, "cpu", "torch synchronises batch normalization on CUDA only"),
     ],
 )
@@ -141,6 +142,16 @@ def test_what_would_not_be_as_in_one_process_is_refused(norm, criterion, place, 
     monkeypatch.setattr(processes, "device", lambda: torch.device("cpu"))
     with pytest.raises(ValueError, match=message):
         processes.check_together(create_model("small_resnet", norm=norm), criterion, torch.device(place))
+
+
+@pytest.mark.parametrize("place", ["cuda:0", "cpu"])
+def test_each_process_has_a_gpu_of_its_own(place, monkeypatch):
+    """What is asked for holds for all of them, and each GPU for one."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cuda", 1))
+    with pytest.raises(ValueError, match=f"this process of 2 trains on cuda:1, not on {place}; leave device out"):
+        processes.check_together(create_model("small_resnet", norm="layer"), None, torch.device(place))
+    processes.check_together(create_model("small_resnet", norm="layer"), None, torch.device("cuda"))
 
 
 def test_the_parts_draw_augmentations_of_their_own():

@@ -72,7 +72,8 @@ def check_together(model: nn.Module, criterion: Any, place: torch.device) -> Non
         return
     own = device()
     if place.type != own.type or place.index not in (None, own.index):
-        raise ValueError(f"this process of {count()} trains on {own}, not on {place}; give device={str(own)!r}")
+        advice = "leave device out" if own.type == "cuda" else f"give device={str(own)!r}"
+        raise ValueError(f"this process of {count()} trains on {own}, not on {place}; {advice}")
     ignored = option_of(criterion, "ignore_index")
     if option_of(criterion, "weight") is not None or (ignored is not None and ignored >= 0):
         raise ValueError(
