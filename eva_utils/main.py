@@ -340,7 +340,7 @@ def fit(
                 if epoch == warmup:
                     set_rates(optimizer, history.start_rates)  # the full ones, also after fewer batches than said
                 tested = test(tested_model, test_part, **options)
-                row = make_row(epoch, trained, tested, time.perf_counter() - start)
+                row = make_row(epoch, trained, tested, time.perf_counter() - start, dtype)
                 say(describe_test(tested))
                 if per_batch is None:
                     step_epoch(scheduler, row)

@@ -260,6 +260,19 @@ def test_a_loss_that_is_nan_in_float16_names_the_other_precision():
         first_bad.check()
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_logits_beyond_float16_are_told_in_training_and_in_testing(mode, monkeypatch):
+    class Large(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * (1e6 if self.training == mode else 1)
+
+    monkeypatch.setattr(engine, "pick_precision", lambda *_: torch.float16)
+    model = Large(nn.Flatten(), nn.Linear(192, 4))
+    phase = "the loss is NaN or infinite at batch 0" if mode else "the test loss is"
+    with pytest.raises(FloatingPointError, match=rf"epoch 1: {phase}.*float16 ends at 65504, so try precision"):
+        engine.fit(model, *loaders(), epochs=1, log=None, device="cpu")
+
+
 def test_a_buffer_of_five_dimensions_trains_in_half_precision():
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 4))
     model.register_buffer("grid", torch.zeros(1, 1, 2, 2, 2))

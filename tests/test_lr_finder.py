@@ -248,6 +248,12 @@ def test_a_loss_that_fails_at_once_leaves_no_trace(kind, error, message):
     assert model.seen == 0 and optimizer.param_groups[0]["lr"] == rate and not optimizer.state
 
 
+def test_a_loss_that_is_not_finite_in_float16_names_the_other_precision(monkeypatch):
+    monkeypatch.setattr("eva_utils.utils.lr_finder.pick_precision", lambda *_: torch.float16)
+    with pytest.raises(ValueError, match=r"not finite at first; .*so try precision='float32' too"):
+        lr_find(*parts(), broken("nan"), device="cpu")
+
+
 class Once(list):
     """Batches that come to an end for good."""
 

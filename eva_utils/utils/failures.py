@@ -24,6 +24,11 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_lack_of_memory(error)
 
 
+def overflow_advice(dtype: torch.dtype) -> str:
+    """Return what else to try where a loss is not finite: float16 overflows where the other precisions do not."""
+    return "; float16 ends at 65504, so try precision='float32' too" if dtype == torch.float16 else ""
+
+
 def free_memory(error: BaseException) -> None:
     """Let go of a batch that found no memory: a notebook keeps the error, and with it the batch's tensors."""
     if is_lack_of_memory(error):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
+from .failures import overflow_advice
 from .forward import logits_of, loss_of
 from .optim import fill_momentum, rate_shares
 from .parts import keep_loaders
@@ -127,7 +128,10 @@ def lr_find(
         where = (
             f"diverged after {len(losses)} steps, at a rate of {rates[-1]:.1e}" if rates else "is not finite at first"
         )
-        raise ValueError(f"the loss {where}; lower start, or see whether images and model are in order (eva.preflight)")
+        raise ValueError(
+            f"the loss {where}; lower start, or see whether images and model are in order (eva.preflight)"
+            + overflow_advice(dtype)
+        )
     return RateCurve(rates, losses, _steepest(rates, losses))
 
 

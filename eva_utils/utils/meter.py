@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .failures import overflow_advice
 from .processes import add_up
 
 
@@ -19,8 +20,8 @@ class Score(NamedTuple):
     lr: float | None = None
 
 
-def make_row(epoch: int, trained: Score, tested: Score, seconds: float) -> dict:
-    """Return an epoch's row of the record.
+def make_row(epoch: int, trained: Score, tested: Score, seconds: float, dtype: torch.dtype) -> dict:
+    """Return the row of the record for an epoch that was computed in `dtype`.
 
     Raises:
         FloatingPointError: the test loss is NaN or infinite, and says nothing.
@@ -28,6 +29,7 @@ def make_row(epoch: int, trained: Score, tested: Score, seconds: float) -> dict:
     if not math.isfinite(tested.loss):
         raise FloatingPointError(
             f"the test loss is {tested.loss}; lower the learning rate, or look for NaN in the test images"
+            + overflow_advice(dtype)
         )
     return {
         "epoch": epoch,
@@ -99,8 +101,7 @@ class FirstBad:
                 "above 0, or leave their images out"
             )
         if batch >= 0:
-            advice = "; float16 ends at 65504, so try precision='float32' too" if self.dtype == torch.float16 else ""
             raise FloatingPointError(
                 f"the loss is NaN or infinite at batch {batch}; lower the learning rate, or look for NaN in the images"
-                + advice
+                + overflow_advice(self.dtype)
             )
