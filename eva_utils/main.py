@@ -47,6 +47,7 @@ from .utils.runtime import (
     precision_name,
     seed_everything,
     unwrap,
+    warn_of_emulation,
 )
 from .utils.schedule import Warmup, ignoring_order, per_batch_scheduler, set_rates, step_epoch
 from .utils.schedule_checks import (
@@ -283,6 +284,8 @@ def fit(
         # The parts of the run, and its record.
         if saved and precision == "auto":
             dtype = recorded_precision(saved, place, epochs)
+        elif not saved or saved["epoch"] < epochs:
+            warn_of_emulation(dtype, place)
         lay_out(model, dtype)
         optimizer, scheduler = _complete(model, optimizer, scheduler, place, dtype)
         warn_of_cosine(scheduler, epochs, warmup, len(train_loader))

@@ -1,13 +1,16 @@
 import ctypes
 import platform
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from conftest import QUIET, random_batches
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from eva_utils import main as engine
 from eva_utils.models.resnet import global_max
@@ -65,6 +68,28 @@ def test_auto_precision(device, native, bf16, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(runtime, "_cpu_computes_bfloat16", lambda: bf16)
     assert runtime.pick_precision("auto", torch.device(device)) == expected
+
+
+def test_bfloat16_on_a_gpu_that_emulates_it_is_warned_of(monkeypatch):
+    """As Colab's T4, which torch calls able to compute in bfloat16 unless asked about emulation."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16 .* precision='auto', which is float16 here"):
+        runtime.warn_of_emulation(torch.bfloat16, torch.device("cuda"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runtime.warn_of_emulation(torch.float16, torch.device("cuda"))
+        runtime.warn_of_emulation(torch.bfloat16, torch.device("cpu"))  # asked for, where it is not the default
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+        runtime.warn_of_emulation(torch.bfloat16, torch.device("cuda"))
+
+
+def test_a_run_is_looked_at_for_emulation_unless_it_is_finished(tiny_net, tmp_path, monkeypatch):
+    seen, options = [], {**QUIET, "checkpoint": tmp_path, "resume": "auto"}
+    monkeypatch.setattr(engine, "warn_of_emulation", lambda *given: seen.append(given))
+    loader = DataLoader(random_batches(8), batch_size=8)
+    for epochs in (1, 1, 2):
+        engine.fit(tiny_net, loader, loader, epochs=epochs, **options)
+    assert seen == [(torch.float32, torch.device("cpu"))] * 2
 
 
 def test_a_device_that_is_not_here_is_refused():

@@ -6,6 +6,7 @@ import platform
 import random
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -62,6 +63,16 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "float16" and device.type != "cuda":
         raise ValueError(f"float16 needs a CUDA device and this is {device.type!r}; use 'auto' or 'float32'")
     return PRECISIONS[precision]
+
+
+def warn_of_emulation(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn of bfloat16 on a GPU without instructions for it, whose half precision is float16."""
+    if device.type == "cuda" and dtype == torch.bfloat16 != pick_precision("auto", device):
+        warnings.warn(
+            "this GPU has no instructions for bfloat16 and emulates it slowly; begin a run with precision='auto', "
+            "which is float16 here, or train on a GPU that has them",
+            stacklevel=3,
+        )
 
 
 def _cpu_computes_bfloat16() -> bool:
