@@ -294,7 +294,10 @@ def fit(
         parts = (plain_model, optimizer, scheduler, criterion, train_loader, test_loader)
         asked = {"epochs": epochs, "warmup": warmup, "ema": ema, "clip": clip, "compile": compile, "seed": seed}
         history = History(settings=_describe(parts, asked, place, dtype))
-        stack.callback(lambda: note_trained(plain_model) if history.rows else None)  # after the average is in
+        # After the average is in, and not where the weights cannot be read any more.
+        stack.push(
+            lambda _, error, __: note_trained(plain_model) if history.rows and not is_device_lost(error) else None
+        )
         average = stack.enter_context(averaged(model, ema))
         tested_model = model if average is None else average.module
         state = RunState(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .failures import is_device_lost
 from .runtime import unwrap
 
 
@@ -45,12 +46,20 @@ class MovingAverage(AveragedModel):
 
 @contextmanager
 def averaged(model: nn.Module, decay: float | None) -> Iterator[MovingAverage | None]:
-    """Yield the average of a model's weights, and put it into the model in the end; without a decay yield None."""
+    """Yield the average of a model's weights, and put it into the model in the end; without a decay yield None.
+
+    Where the device is lost there is nothing to put.
+    """
     if decay is None:
         yield None
         return
     average, plain_model = MovingAverage(model, decay), unwrap(model)
+    lost = False
     try:
         yield average
+    except BaseException as error:
+        lost = is_device_lost(error)
+        raise
     finally:
-        plain_model.load_state_dict(average.module.state_dict())
+        if not lost:
+            plain_model.load_state_dict(average.module.state_dict())

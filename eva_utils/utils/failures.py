@@ -19,7 +19,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in words for part in said)
 
 
-def is_device_lost(error: BaseException) -> bool:
+def is_device_lost(error: BaseException | None) -> bool:
     """Whether after an error nothing on a CUDA device can be read or written any more, as after a failed assertion."""
     return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_lack_of_memory(error)
 
