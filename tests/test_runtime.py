@@ -99,6 +99,16 @@ def test_a_device_that_is_not_here_is_refused():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+@pytest.mark.parametrize(("device", "wanted"), [("cuda", "Triton"), ("cpu", r"a C\+\+ compiler")])
+def test_a_compiler_that_fails_is_told_with_what_the_device_compiles_with(device, wanted, monkeypatch):
+    def broken(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ValueError, match=rf"compile=True does not work here \(no compiler\); install {wanted}"):
+        runtime.check_compile(True, torch.device(device))
+
+
 def test_freed_memory_is_kept_for_the_next_tensor():
     resource = pytest.importorskip("resource")
     assert runtime.keep_freed_memory()
