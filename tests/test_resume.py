@@ -322,6 +322,25 @@ def test_options_that_another_torch_has_do_not_stop_a_resume(tmp_path):
         engine.fit(**run, epochs=3, checkpoint=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_run_in_float32_goes_on_as_it_stepped_with_a_fused_optimizer_too(kind, tmp_path):
+    """The command line gives one where half precision is the default; here its steps would round otherwise."""
+
+    def run(fused, epochs, **folder):
+        torch.manual_seed(0)
+        model = TinyNet()
+        optimizer = kind(model.parameters(), lr=0.01, weight_decay=0.1, fused=fused)
+        loader = DataLoader(random_batches(16), batch_size=8)
+        engine.fit(model, loader, loader, epochs=epochs, optimizer=optimizer, **folder, **QUIET)
+        return optimizer, model.state_dict()
+
+    _, whole = run(None, 4)
+    run(None, 1, checkpoint=tmp_path)
+    optimizer, resumed = run(True, 4, checkpoint=tmp_path, resume=True)
+    assert optimizer.param_groups[0]["fused"] is None
+    assert_equal_weights(resumed, whole)
+
+
 @pytest.mark.parametrize(("then", "now"), [(None, True), (True, None)])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_run_in_float16_goes_on_with_a_fused_optimizer_or_without(kind, then, now, tmp_path, monkeypatch):
