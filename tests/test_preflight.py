@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -125,7 +126,20 @@ def test_layers_in_a_plain_container_are_found(kind, data):
     report = preflight(Hides(kind), data)
     check = report.checks[0]
     assert check.name == "every layer is known to the model" and check.passed is (kind is nn.ModuleList)
-    assert check.passed or (check.found == "2 layers in net.extra" and "nn.ModuleList" in check.cause)
+    assert check.passed or (check.found == "1 layer in net.extra" and "nn.ModuleList" in check.cause)
+
+
+def test_layers_that_hold_no_weights_or_known_ones_may_be_anywhere(data):
+    model = create_model("small_resnet")
+    model.acts, model.views = [nn.ReLU()], [nn.Sequential(model.layer1, model.layer2)]
+    assert preflight(model, data).checks[0].passed is True
+
+
+def test_a_last_layer_of_zeros_is_no_relu(data):
+    model = create_model("small_resnet")
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    assert "outputs are logits" not in failed(preflight(model, data))
 
 
 def test_dropout_that_goes_on_in_evaluation_is_found(data):
@@ -159,7 +173,7 @@ def test_the_rules_of_an_assignment_are_checked_before_the_run(data):
     model = create_model("small_resnet", norm="batch")
     state = rng_state()
     report = preflight(
-        model, data, "eva6_s8", optimizer=torch.optim.Adam(model.parameters()), criterion=F.cross_entropy
+        model, data, "eva6_s8", optimizer=torch.optim.Adam(model.parameters()), criterion=partial(F.cross_entropy)
     )
     found = rules_of(report)
     assert {name: check.passed for name, check in found.items()} == {

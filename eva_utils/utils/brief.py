@@ -1,6 +1,6 @@
 """The audit of a run against an assignment's rules."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
 from .gradcam import GradCAM
-from .history import History, describe_loader
+from .history import History, describe_criterion, describe_loader
 from .notebook import cells_run_here
 from .parts import keep_loaders
 from .rules import Finding, equal
@@ -135,7 +135,7 @@ def audit_plan(
             *_of_data(brief, data, trained),
             *equal("batch size", brief.batch_size, trained.get("batch_size")),
             *_of_part("optimizer", brief.optimizer, optimizer),
-            *_of_part("loss", brief.criterion, criterion, "criterion"),
+            *_of_part("loss", brief.criterion, criterion, "criterion", describe_criterion),
             *_of_part("learning rate", brief.scheduler, scheduler, "scheduler"),
             *equal("network", brief.model, type(model).__name__),
             *_of_network(brief, model, data, trained),
@@ -175,13 +175,19 @@ def _of_network(brief: Brief, model: nn.Module, data: Any, trained: dict) -> lis
     return findings
 
 
-def _of_part(rule: str, required: str | None, part: Any, argument: str | None = None) -> list[Finding]:
+def _of_part(
+    rule: str,
+    required: str | None,
+    part: Any,
+    argument: str | None = None,
+    describe: Callable[[Any], dict] | None = None,
+) -> list[Finding]:
     """Compare the class of a part of the run to come, if there is a rule about it."""
     if required is None:
         return []
     if part is None:
         return [Finding(rule, required, f"give {argument or rule}= as well", rules.UNCHECKED)]
-    return equal(rule, required, _loss(getattr(part, "__name__", type(part).__name__)))
+    return equal(rule, required, _loss(describe(part)["class"]) if describe else type(part).__name__)
 
 
 def _loss(name: str) -> str:

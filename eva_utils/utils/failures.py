@@ -70,7 +70,7 @@ def _failing_layer(model: nn.Module, error: Exception) -> str:
 
 def _remedy(layer: nn.Module, given: tuple[int, ...]) -> str:
     """Say what a layer should be for its input, where that is plain."""
-    if isinstance(layer, nn.Linear) and given[-1] != layer.in_features:
+    if isinstance(layer, nn.Linear) and given and given[-1] != layer.in_features:
         if len(given) == 4:
             return " (flatten maps before it: x.flatten(1))"
         return f" (for these it is nn.Linear({given[-1]}, {layer.out_features}))"

@@ -23,15 +23,18 @@ NO_IMAGE_SHARED = "train and test share no image"
 
 def layers_are_known(model: nn.Module) -> Check:
     """Look for layers that a model holds in a list, tuple or dict of its own, and therefore does not train."""
-    known, hidden, where = set(model.modules()), set(), []
+    known, hidden, where = set(model.parameters()), set(), []
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-            strays = {part for part in held if isinstance(part, nn.Module)} - known
+            layers = (part for part in held if isinstance(part, nn.Module))
+            strays = {part for part in layers if not known.issuperset(part.parameters())}
             if strays:
                 hidden |= strays
                 where.append(".".join(filter(None, (name, attribute))))
-    found = f"{plural(len(hidden), 'layer')} in {', '.join(where)}" if hidden else f"{len(known)} modules"
+    found = (
+        f"{plural(len(hidden), 'layer')} in {', '.join(where)}" if hidden else f"{len(list(model.modules()))} modules"
+    )
     cause = "a plain list or dict hides layers, which are neither trained nor saved: use nn.ModuleList or nn.ModuleDict"
     return Check("every layer is known to the model", not hidden, found, cause)
 
@@ -46,9 +49,10 @@ def outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:
     if are_probabilities(outputs):
         cause = "the model ends in a softmax, and cross entropy applies one itself: return the logits"
         return Check(name, False, "every row adds up to 1", cause)
-    if outputs.min() == 0 and (outputs == 0).float().mean() > 0.1:
-        cause = "the model ends in a ReLU, or in dropout: return what the last linear layer gives"
-        return Check(name, False, f"{100 * (outputs == 0).float().mean():.0f}% of them are 0, none is below", cause)
+    zeros = (outputs == 0).float().mean().item()
+    if outputs.min() == 0 and 0.1 < zeros < 1:  # all of them are 0 where the last layer begins with weights of 0
+        cause = "the model ends in a ReLU: return what the last linear layer gives"
+        return Check(name, False, f"{100 * zeros:.0f}% of them are 0, none is below", cause)
     return Check(name, True, f"{tuple(outputs.shape)}, from {outputs.min():.2f} to {outputs.max():.2f}")
 
 

@@ -101,7 +101,7 @@ def preflight(
             check_labels(all_labels, len(data.classes), place)
             checks.append(mistakes.evaluation_repeats(trial, images))
             checks.append(mistakes.starts_near_chance(outputs, labels))
-            checks += mistakes.learns_by_heart(copy.deepcopy(trial).train(), images, labels)
+            checks += mistakes.learns_by_heart(copy.deepcopy(model).cpu().train(), images, labels)
         if hasattr(data.train, "images") and hasattr(data.test, "images"):
             checks.append(mistakes.shares_no_image(data.train, data.test))
             checks += augmentation_checks(data.train)
