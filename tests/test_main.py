@@ -412,15 +412,17 @@ def test_ctrl_c_returns_the_finished_epochs(tiny_net):
     assert engine.test(model, new_loaders()[1], precision="float32").loss == history.rows[-1]["test_loss"]
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_an_error_after_which_the_device_is_lost_is_not_hidden_by_another(ema, tiny_net, monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "kind", "ema"), [(5, RuntimeError, None), (5, RuntimeError, 0.9), (4, ValueError, None)]
+)
+def test_an_error_after_which_the_device_is_lost_is_not_hidden_by_another(call, kind, ema, tiny_net, monkeypatch):
     def unreadable(*_):
         raise RuntimeError("CUDA error: nothing can be read")
 
     monkeypatch.setattr(nn.Module, "load_state_dict", unreadable)
     monkeypatch.setattr(engine, "note_trained", unreadable)
-    model = Poison(tiny_net, 5, RuntimeError("CUDA error: device-side assert triggered"))
-    with pytest.raises(RuntimeError, match="device-side assert") as raised:
+    model = Poison(tiny_net, call, RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(kind, match="device-side assert") as raised:
         engine.fit(model, *new_loaders(), epochs=5, ema=ema, **QUIET)
     assert len(raised.value.history) == 1
 

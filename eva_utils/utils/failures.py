@@ -21,7 +21,8 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 def is_device_lost(error: BaseException | None) -> bool:
     """Whether after an error nothing on a CUDA device can be read or written any more, as after a failed assertion."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_lack_of_memory(error)
+    # A ValueError where it came on a first batch, and was explained.
+    return isinstance(error, RuntimeError | ValueError) and "CUDA error" in str(error) and not is_lack_of_memory(error)
 
 
 def overflow_advice(dtype: torch.dtype) -> str:
