@@ -1,5 +1,6 @@
 """One forward pass: in the layout that the model can run in, and with the loss that it means."""
 
+import functools
 import math
 
 import pytest
@@ -215,6 +216,19 @@ class TwoInputs(nn.Linear):
         return x
 
 
+class Wrapped(nn.Linear):
+    def __init__(self):
+        super().__init__(192, 4)
+
+    @functools.wraps(TwoInputs.forward)
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+def test_a_forward_that_wraps_another_is_asked_itself():
+    assert len(engine.fit(Wrapped(), *loaders(), epochs=1, log=None, device="cpu", precision="float32")) == 1
+
+
 @pytest.mark.parametrize(("kind", "said"), [(NoImages, "too many positional"), (TwoInputs, "missing a required .*'y'")])
 def test_a_forward_that_does_not_take_images_alone_is_refused(kind, said):
     with pytest.raises(TypeError, match=rf"{kind.__name__}'s forward cannot be called on images alone \(.*{said}"):
@@ -279,8 +293,9 @@ def test_a_buffer_of_five_dimensions_trains_in_half_precision():
     assert len(engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="bfloat16")) == 1
 
 
-def test_an_expanded_buffer_is_no_obstacle():
+def test_an_expanded_or_a_sparse_buffer_is_no_obstacle():
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 4))
+    model.register_buffer("graph", torch.eye(4).to_sparse(), persistent=False)
     model.register_buffer("places", torch.arange(3).expand(2, -1), persistent=False)
     assert len(engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="float32")) == 1
     assert model.places.tolist() == [[0, 1, 2], [0, 1, 2]]

@@ -23,7 +23,7 @@ def written(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # the other figures take seconds to draw
         curves = eva.plot_history(history)
         patch.setattr(page, "_figures", lambda record: dict.fromkeys(page.FIGURES, curves))
-        report = eva.write_report(folder, model, data, "eva8_s7", author="Ada")
+        report = eva.write_report(folder, model, data, "eva8_s7", author="Ada", remarks="![mine](figures/mine.png)")
     return folder, history, report
 
 

@@ -50,6 +50,10 @@ def test_a_google_drive_that_is_not_mounted_is_refused(which, tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"which is not mounted, .* run from google.colab import drive; drive\.mount"):
         make_run("plateau", epochs=1, **folders)
     assert list(tmp_path.iterdir()) == []
+    for other in ("MyDrive", "My Drive/run"):
+        with pytest.raises(ValueError, match="is on Google Drive, which is not mounted"):
+            mirrors.check_mounted(drive / other)
+    mirrors.check_mounted(tmp_path / "MyDrive" / "run")
     monkeypatch.setattr(mirrors.os.path, "ismount", lambda path: path == drive)
     make_run("plateau", epochs=1, **folders)
     assert (folders[which] / "best.pt").exists()

@@ -91,10 +91,10 @@ def check_model(model: Any) -> None:
     """Raise TypeError unless the model is a module that can be called on images alone."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
-    if model._forward_pre_hooks:
+    if model._forward_pre_hooks or type(model).__call__ is not nn.Module.__call__:
         return  # which may give it more
     try:
-        inspect.signature(model.forward).bind(torch.empty(0))
+        inspect.signature(model.forward, follow_wrapped=False).bind(torch.empty(0))
     except TypeError as error:
         raise TypeError(
             f"{type(model).__name__}'s forward cannot be called on images alone ({error}); begin it with "

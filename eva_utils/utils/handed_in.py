@@ -1,7 +1,6 @@
 """A report that was handed in: what it says, and whether page and figures are those of its record."""
 
 import hashlib
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ class HandedIn:
         title, author: as the page has them; the author may be None.
         accuracy, epoch: the record's best epoch, in percent.
         verdicts: of the audit, how many are "pass", "FAIL" and "not checked".
-        run: the first digits of a checksum of the predictions; two reports that share them are of one run.
+        run: the first digits of a checksum of the predictions; two reports that share them are of one run, or of the
+            same code and seed on the same kind of machine.
         problems: what is missing, edited or not the record's.
     """
 
@@ -82,7 +82,7 @@ def _problems(folder: Path, record: dict) -> list[str]:
         found.append("README.md is missing")
     elif readme.read_bytes().replace(b"\r\n", b"\n") != text:
         found.append("README.md is of another record or version" if is_sealed(readme) else "README.md was edited")
-    for name in re.findall(r"\(figures/(\w+\.png)\)", text.decode()):
+    for name in (f"{name}.png" for name in page.FIGURES if f"(figures/{name}.png)" in text.decode()):
         figure = folder / "figures" / name
         if not figure.is_file():
             found.append(f"{name} is missing")

@@ -24,9 +24,10 @@ def check_mounted(folder: Path) -> None:
     Raises:
         ValueError: it is one.
     """
-    folder = folder.absolute()
-    drive = next((parent for parent in folder.parents if parent.name in ("MyDrive", "Shareddrives")), None)
-    if drive is not None and _COLAB in drive.parents and not os.path.ismount(drive.parent):
+    folder = folder.resolve()
+    names = ("MyDrive", "My Drive", "Shareddrives")
+    drive = next((part for part in (folder, *folder.parents) if part.name in names), None)
+    if drive is not None and _COLAB in drive.parent.parents and not os.path.ismount(drive.parent):
         raise ValueError(
             f"{folder} is on Google Drive, which is not mounted, so it would be lost with Colab's disk; run "
             f"from google.colab import drive; drive.mount({str(drive.parent)!r}) first"

@@ -96,12 +96,13 @@ def preflight(
                 raise
             cause = explain_failure(trial, tuple(images.shape), error)
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
+        learner = copy.deepcopy(trial)  # after the first batch, which makes the weights of lazy layers
         checks = [mistakes.layers_are_known(trial), mistakes.outputs_are_logits(outputs, labels, len(data.classes))]
-        if checks[-1].passed:
+        if checks[-1].passed is not False:
             check_labels(all_labels, len(data.classes), place)
             checks.append(mistakes.evaluation_repeats(trial, images))
             checks.append(mistakes.starts_near_chance(outputs, labels))
-            checks += mistakes.learns_by_heart(copy.deepcopy(model).cpu().train(), images, labels)
+            checks += mistakes.learns_by_heart(learner, images, labels)
         if hasattr(data.train, "images") and hasattr(data.test, "images"):
             checks.append(mistakes.shares_no_image(data.train, data.test))
             checks += augmentation_checks(data.train)
@@ -110,7 +111,7 @@ def preflight(
                 checks.append(mistakes.order_is_random(data.train, all_labels))
             found = "only loaders of load_data can be looked at"
             checks += [Check(name, None, found) for name in (mistakes.NO_IMAGE_SHARED, "augmentation changes pixels")]
-        if brief is not None and checks[1].passed:
+        if brief is not None and checks[1].passed is not False:
             plan = audit_plan(brief, trial, data, optimizer=optimizer, scheduler=scheduler, criterion=criterion)
             for rule in plan.findings:
                 passed = {PASS: True, FAIL: False}.get(rule.verdict)

@@ -265,8 +265,13 @@ def keep_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            if buffer is not None and value is not None and not torch.equal(buffer, value):
-                buffer.data.copy_(value)  # unless it is as it was: an expanded one cannot be written
+            if buffer is None or value is None:
+                continue
+            try:
+                buffer.data.copy_(value)
+            except RuntimeError:  # an expanded one cannot be written, here or by the model
+                if not torch.equal(buffer, value):
+                    raise
 
 
 @contextmanager
