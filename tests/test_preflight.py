@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from eva_utils.models import create_model
+from eva_utils.utils import mistakes
 from eva_utils.utils.assignments import BRIEFS, Brief
 from eva_utils.utils.augmentation import augmentation_checks
 from eva_utils.utils.data import load_data
@@ -155,9 +156,19 @@ def test_dropout_that_goes_on_in_evaluation_is_found(data):
     assert {check.name: check.passed for check in preflight(sound, data).checks}["evaluation is repeatable"] is True
 
 
-def test_a_relu_at_the_end_is_found(data):
-    check = preflight(Ends(torch.relu), data).checks[1]
+def test_a_relu_at_the_end_is_noticed():
+    logits = torch.relu(torch.randn(16, 10, generator=torch.Generator().manual_seed(0)))
+    check = mistakes.outputs_are_logits(logits, torch.arange(16) % 10, 10)
     assert check.passed is None and check.found.endswith("none is below: the model seems to end in a ReLU")
+
+
+def test_a_model_that_fails_in_evaluation_alone_is_told():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if self.training else super().forward(x).softmax(2)
+
+    check = mistakes.evaluation_repeats(Broken(4, 2), torch.zeros(16, 4))
+    assert check.passed is False and check.found.startswith("there the model fails: IndexError: Dimension out of range")
 
 
 @pytest.mark.parametrize(

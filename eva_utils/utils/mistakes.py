@@ -13,7 +13,7 @@ from .augmentation import Check
 from .batches import are_probabilities
 from .images import ImageFiles
 from .loader import Loader
-from .names import plural
+from .names import first_line, plural
 from .parts import is_shuffled, trainable_parameters
 
 LEAST_STEPS, OVERFIT_STEPS = 5, 60
@@ -59,9 +59,13 @@ def outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:
 def evaluation_repeats(model: nn.Module, images: Tensor) -> Check:
     """Run a model twice in evaluation mode, in which nothing may be drawn."""
     model.eval()
-    with torch.no_grad():
-        first, second = model(images), model(images)
-    differ = (~first.isclose(second, rtol=0, atol=0, equal_nan=True)).any(1).float().mean().item()
+    try:
+        with torch.no_grad():
+            first, second = model(images), model(images)
+        differ = (~first.isclose(second, rtol=0, atol=0, equal_nan=True)).any(1).float().mean().item()
+    except Exception as error:
+        found = f"there the model fails: {type(error).__name__}: {first_line(error)}"
+        return Check("evaluation is repeatable", False, found, "what forward() does if self.training is False")
     cause = "dropout goes on in evaluation: nn.Dropout stops there, F.dropout(x, training=self.training) too"
     found = f"{100 * differ:.0f}% of {len(images)} images have other logits the second time"
     return Check("evaluation is repeatable", not differ, found, cause)
