@@ -1,6 +1,6 @@
 """The audit of a run against an assignment's rules."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +131,13 @@ def audit_plan(
     brief = find_brief(brief)
     with keep_rng(), keep_loaders(data.train, data.test):
         model, trained = unwrap(model), describe_loader(data.train)
+        loss = None if criterion is None else _loss(describe_criterion(criterion)["class"])
         findings = [
             *_of_data(brief, data, trained),
             *equal("batch size", brief.batch_size, trained.get("batch_size")),
-            *_of_part("optimizer", brief.optimizer, optimizer),
-            *_of_part("loss", brief.criterion, criterion, "criterion", describe_criterion),
-            *_of_part("learning rate", brief.scheduler, scheduler, "scheduler"),
+            *_planned("optimizer", "optimizer", brief.optimizer, _class(optimizer)),
+            *_planned("loss", "criterion", brief.criterion, loss),
+            *_planned("learning rate", "scheduler", brief.scheduler, _class(scheduler)),
             *equal("network", brief.model, type(model).__name__),
             *_of_network(brief, model, data, trained),
         ]
@@ -175,19 +176,15 @@ def _of_network(brief: Brief, model: nn.Module, data: Any, trained: dict) -> lis
     return findings
 
 
-def _of_part(
-    rule: str,
-    required: str | None,
-    part: Any,
-    argument: str | None = None,
-    describe: Callable[[Any], dict] | None = None,
-) -> list[Finding]:
-    """Compare the class of a part of the run to come, if there is a rule about it."""
-    if required is None:
-        return []
-    if part is None:
-        return [Finding(rule, required, f"give {argument or rule}= as well", rules.UNCHECKED)]
-    return equal(rule, required, _loss(describe(part)["class"]) if describe else type(part).__name__)
+def _planned(rule: str, argument: str, required: str | None, found: str | None) -> list[Finding]:
+    """Compare the class of a part of the run to come, if there is a rule about it and the part was given."""
+    if required is not None and found is None:
+        return [Finding(rule, required, f"give {argument}= as well", rules.UNCHECKED)]
+    return equal(rule, required, found)
+
+
+def _class(part: Any) -> str | None:
+    return None if part is None else type(part).__name__
 
 
 def _loss(name: str) -> str:

@@ -13,8 +13,14 @@ from .names import first_line
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or this process, has no memory left."""
-    said = ["out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "ALLOCATION_FAILED"]
-    said.append("unable to find an engine")  # cuDNN's words where no way to compute a convolution has room
+    said = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "ALLOC_FAILED",
+        "ALLOCATION_FAILED",
+        "unable to find an engine",  # cuDNN's words where no way to compute a convolution has room
+    )
     words = str(error) if isinstance(error, RuntimeError) else ""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in words for part in said)
 

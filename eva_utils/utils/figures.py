@@ -5,7 +5,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,9 @@ def new_figure(
     """Return a figure and its axes by row; closed for pyplot, which would show it a second time."""
     import matplotlib.pyplot as plt
 
-    shape: dict[str, Any] = {"figsize": (width, height), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, width_ratios=ratios, **shape)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, width_ratios=ratios
+    )
     plt.close(figure)
     return figure, [list(row) for row in axes]
 

@@ -64,7 +64,9 @@ def tested_splits(history: History, data: Any) -> list[str]:
 def precision_of(settings: dict, device: torch.device) -> str:
     """Return the precision of a run if this device computes in it, else "auto"."""
     recorded = settings["precision"]
-    own = {"float32", precision_name(pick_precision("auto", device)), "float16" if device.type == "cuda" else "float32"}
+    own = ["float32", precision_name(pick_precision("auto", device))]
+    if device.type == "cuda":
+        own.append("float16")
     return recorded if recorded in own else "auto"
 
 

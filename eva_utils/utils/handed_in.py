@@ -77,12 +77,13 @@ def check_report(folder: str | Path) -> HandedIn:
 
 def _problems(folder: Path, record: dict) -> list[str]:
     found, text = [], page.readme(record)
+    drawn = [f"{name}.png" for name in page.FIGURES if f"(figures/{name}.png)".encode() in text]
     readme, history = folder / "README.md", folder / "history.json"
     if not readme.is_file():
         found.append("README.md is missing")
     elif readme.read_bytes().replace(b"\r\n", b"\n") != text:
         found.append("README.md is of another record or version" if is_sealed(readme) else "README.md was edited")
-    for name in (f"{name}.png" for name in page.FIGURES if f"(figures/{name}.png)" in text.decode()):
+    for name in drawn:
         figure = folder / "figures" / name
         if not figure.is_file():
             found.append(f"{name} is missing")
