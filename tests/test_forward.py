@@ -244,7 +244,7 @@ def test_a_forward_that_does_not_take_images_alone_is_refused(kind, said):
         ("whitened_resnet", {}, "muon"),
     ],
 )
-def test_a_step_reads_nothing_from_the_device(name, options, optimizer):
+def test_the_parts_of_a_step_read_nothing_from_the_device(name, options, optimizer):
     """On the meta device there are no values, so that whatever waits for one raises."""
     device, criterion = torch.device("meta"), nn.CrossEntropyLoss(ignore_index=3)
     with device:

@@ -41,6 +41,7 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
     state = rng_state()
     report = preflight(model, data)
     assert report.passed and len(report.checks) == 10 and "FAIL" not in str(report)
+    assert report.checks[0].name == "every layer is known to the model"
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     after = rng_state()
@@ -123,17 +124,16 @@ class Hides(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda layers: dict(enumerate(layers)), nn.ModuleList])
-def test_layers_in_a_plain_container_are_found(kind, data):
-    report = preflight(Hides(kind), data)
-    check = report.checks[0]
+def test_layers_in_a_plain_container_are_found(kind):
+    check = mistakes.layers_are_known(Hides(kind))
     assert check.name == "every layer is known to the model" and check.passed is (kind is nn.ModuleList)
     assert check.passed or (check.found == "1 layer in net.extra" and "nn.ModuleList" in check.cause)
 
 
-def test_layers_that_hold_no_weights_or_known_ones_may_be_anywhere(data):
+def test_layers_that_hold_no_weights_or_known_ones_may_be_anywhere():
     model = create_model("small_resnet")
     model.acts, model.views = [nn.ReLU()], [nn.Sequential(model.layer1, model.layer2)]
-    assert preflight(model, data).checks[0].passed is True
+    assert mistakes.layers_are_known(model).passed is True
 
 
 def test_a_lazy_model_is_looked_at(data):
@@ -142,18 +142,18 @@ def test_a_lazy_model_is_looked_at(data):
     assert checks["gradients reach every parameter"] is True and model[1].has_uninitialized_params()
 
 
-def test_a_last_layer_of_zeros_is_no_relu(data):
+def test_a_last_layer_of_zeros_is_no_relu():
     model = create_model("small_resnet")
     nn.init.zeros_(model.fc.weight)
     nn.init.zeros_(model.fc.bias)
-    assert "outputs are logits" not in failed(preflight(model, data))
+    assert mistakes.outputs_are_logits(model(IMAGES), LABELS, 10).passed is True
 
 
 def test_dropout_that_goes_on_in_evaluation_is_found(data):
     problems = failed(preflight(Ends(lambda z: z + F.dropout(torch.ones_like(z))), data))
     assert problems["evaluation is repeatable"].found == "100% of 16 images have other logits the second time"
     sound = Ends(nn.Dropout())
-    assert {check.name: check.passed for check in preflight(sound, data).checks}["evaluation is repeatable"] is True
+    assert mistakes.evaluation_repeats(sound, IMAGES).passed is True
 
 
 def test_a_relu_at_the_end_is_noticed():
