@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils.averaging import MovingAverage
-from eva_utils.utils.forward import all_ignored, weight_of
-from eva_utils.utils.meter import FirstBad, Meter
+from eva_utils.utils.meter import FirstBad, Meter, Score
 from eva_utils.utils.optim import make_optimizer
 from eva_utils.utils.runtime import seed_everything
 
@@ -244,27 +243,25 @@ def test_a_forward_that_does_not_take_images_alone_is_refused(kind, said):
         ("whitened_resnet", {}, "muon"),
     ],
 )
-def test_the_parts_of_a_step_read_nothing_from_the_device(name, options, optimizer):
+def test_an_epoch_reads_nothing_from_the_device_before_its_end(name, options, optimizer, monkeypatch):
     """On the meta device there are no values, so that whatever waits for one raises."""
-    device, criterion = torch.device("meta"), nn.CrossEntropyLoss(ignore_index=3)
-    with device:
+    monkeypatch.setattr(engine, "check_trainable", lambda model: None)  # which refuses the meta device
+    monkeypatch.setattr("eva_utils.utils.forward.check_loss", lambda *_: None)  # which reads the first batch's logits
+    criterion = nn.CrossEntropyLoss(ignore_index=3)
+    with torch.device("meta"):
         model = create_model(name, num_classes=10, **options)
     optimizer, average = make_optimizer(optimizer, model, lr=0.1), MovingAverage(model, 0.9)
-    meter, first_bad = Meter(device), FirstBad(device)
-    images, labels = torch.empty(8, 3, 32, 32, device=device), torch.empty(8, dtype=torch.int64, device=device)
-    for batch in range(2):
-        optimizer.zero_grad()
-        logits = model(images)
-        loss, weight = criterion(logits, labels), weight_of(criterion, labels)
-        first_bad.update(loss, batch, weight, all_ignored(criterion, labels))
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        meter.update(loss, logits, labels, weight)
-    for read in (meter.score, first_bad.check):
+    batches = [(torch.zeros(8, 3, 32, 32), torch.arange(8))] * 2
+    options = {"criterion": criterion, "device": "meta"}
+    train = functools.partial(
+        engine.train, model, batches, optimizer, clip=1.0, ema=average, progress=False, log=None, **options
+    )
+    for epoch in (train, functools.partial(engine.test, model, batches, **options)):
         with pytest.raises(RuntimeError, match="meta tensors"):
-            read()
+            epoch()
+    monkeypatch.setattr(FirstBad, "check", lambda self: None)
+    monkeypatch.setattr(Meter, "score", lambda self: Score(0, 0, 0, self.samples))
+    assert train().samples == engine.test(model, batches, **options).samples == 16
 
 
 def test_a_loss_that_is_nan_in_float16_names_the_other_precision():
