@@ -119,6 +119,8 @@ def test_misuse_is_refused(predictions, tiny_net):
         predictions.wrong(5, order="best")
     with pytest.raises(ValueError, match=r"not 'cat'; data\.classes\.index\(\.\.\.\) is the number of a name"):
         predictions.wrong(target="cat")
+    with pytest.raises(ValueError, match=r"class 3 are no mistakes; correct\(target=3\) has them"):
+        predictions.wrong(target=3, predicted=3)
     with pytest.raises(ValueError, match="target is a class from 0 to 3, not 4"):
         predictions.correct(5, target=4)
     shuffled = BatchSampler(RandomSampler(SAMPLES), 8, drop_last=False)

@@ -93,7 +93,7 @@ class Predictions:
             predicted: keep only images taken for this class, likewise.
 
         Raises:
-            ValueError: n is below 1, the order is neither, or a class does not exist.
+            ValueError: n is below 1, the order is neither, a class does not exist, or both are the same one.
         """
         return self._select(self.predicted != self.target, MISTAKES, n, order, seed, target, predicted)
 
@@ -132,6 +132,10 @@ class Predictions:
                     hint = "; data.classes.index(...) is the number of a name" if isinstance(value, str) else ""
                     raise ValueError(f"{name} is a class from 0 to {classes - 1}, not {value!r}{hint}")
                 mask = mask & (found == value)
+        if target is not None and target == predicted:
+            raise ValueError(
+                f"images of class {target} taken for class {target} are no mistakes; correct(target={target}) has them"
+            )
         positions = mask.nonzero().flatten()
         if order == "random":
             shuffled = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
