@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 sys.path.insert(0, str(common.ROOT / "tests"))
 
 from conftest import TinyNet, random_batches
-from test_checkpoint import StopAfter, make_run, without_time
+from runs import StopAfter, make_run, without_time
 from test_processes import together, told
 
 from eva_utils import main as engine

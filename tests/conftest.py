@@ -23,6 +23,8 @@ from eva_utils import main as engine
 from eva_utils.utils import shapes, sources
 from eva_utils.utils.runtime import seed_everything
 
+pytest_plugins = ["reporting"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A job in the background of a script ignores Ctrl-C, and so would the runs that tests start.
@@ -77,6 +79,18 @@ def loaders():
         DataLoader(random_batches(22), batch_size=8, shuffle=True),
         DataLoader(random_batches(13, seed=4), batch_size=8),
     )
+
+
+@pytest.fixture
+def settings_and_open_figures_stay(monkeypatch):
+    """Fail a test that shows a window, leaves a figure on pyplot's stack, or changes matplotlib's settings."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
+    monkeypatch.setattr(plt, "show", lambda *args, **kwargs: pytest.fail("nothing may call plt.show()"))
+    yield
+    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
 
 
 IMAGES, LABELS = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_brief import check, record
+from audited import check, record
 from torch import nn
 from torchvision import models as tv
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from test_checkpoint import StopAfter, assert_equal_weights, make_run, without_time
+from runs import StopAfter, assert_equal_weights, make_run, without_time
 
 from eva_utils import main as engine
 from eva_utils.utils import mirror as mirrors

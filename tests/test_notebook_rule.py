@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from test_brief import only, record, small
+from audited import only, record, small
 
 from eva_utils.utils.assignments import Brief
 from eva_utils.utils.brief import audit

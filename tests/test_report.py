@@ -1,19 +1,13 @@
-import copy
+"""The report says what the run recorded."""
+
 import html
-import io
-import json
 import re
-import shutil
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import TinyNet
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from markdown_it import MarkdownIt
-from PIL import Image
+from reporting import Sign, contents, train_one
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR, SequentialLR, StepLR
@@ -25,69 +19,17 @@ from eva_utils.utils.brief import audit
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM
-from eva_utils.utils.history import History
-from eva_utils.utils.lock import locked
-from eva_utils.utils.markdown import escape
 from eva_utils.utils.page import render, write_page
 from eva_utils.utils.predictions import predict
 from eva_utils.utils.report import write_report
 from eva_utils.utils.runtime import hardware
 from eva_utils.utils.sections import plus_minus
-from eva_utils.utils.verified import load_verified, save_verified
+from eva_utils.utils.verified import load_verified
 
 
 @pytest.fixture(scope="module")
 def data():
     return load_data("shapes", limit=80, recipe="eva8_s7", batch_size=32)
-
-
-def train_one(folder, data, tested=None, epochs=2, **options):
-    torch.manual_seed(1)
-    model = TinyNet(10)
-    options = {"optimizer": SGD(model.parameters(), lr=0.05), "checkpoint": folder, "log": None, **options}
-    return model, engine.fit(model, data.train, tested or data.test, epochs=epochs, **options)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    return folder, *train_one(folder, data)
-
-
-@pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    """A copy of a run, of whose reports each is drawn once for all tests."""
-    folder, model, history = trained
-    shutil.copytree(folder, tmp_path / "run")
-    monkeypatch.setattr("eva_utils.utils.page.render", drawn_once)
-    return tmp_path / "run", copy.deepcopy(model), history
-
-
-DRAWN = {}
-
-
-def drawn_once(record):
-    saved = io.BytesIO()
-    torch.save(record, saved)
-    if saved.getvalue() not in DRAWN:
-        DRAWN[saved.getvalue()] = render(record)
-    return DRAWN[saved.getvalue()]
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Reports without their figures, which take seconds to draw, for tests of what the text says."""
-
-    def render_text(record):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("eva_utils.utils.page._figures", lambda record: {})
-            return render(record)
-
-    monkeypatch.setattr("eva_utils.utils.page.render", render_text)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def test_the_readme_says_what_the_run_recorded(run, data):
@@ -240,29 +182,6 @@ def test_a_held_out_split_that_chose_the_epoch_is_named(tmp_path, undrawn):
     assert f"Validation set: Average loss: {history.rows[0]['test_loss']:.4f}, Accuracy: {correct}/40" in text
 
 
-class Sign(nn.Module):
-    """Knows two classes by the sign of the mean, without learning anything."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
-            self.conv.bias.zero_()
-
-    def forward(self, x):
-        return self.conv(x).mean(dim=(2, 3))
-
-
-@pytest.fixture
-def own_data():
-    """Data of one's own: plain DataLoaders, two classes that a sign tells apart."""
-    labels = torch.arange(12) % 2
-    images = (2.0 * labels - 1)[:, None, None, None].expand(12, 3, 8, 8) + 0.01 * torch.randn(12, 3, 8, 8)
-    loader = DataLoader(TensorDataset(images.contiguous(), labels), batch_size=6)
-    return SimpleNamespace(train=loader, test=loader, classes=["minus", "plus"], mean=(0.5,) * 3, std=(0.5,) * 3)
-
-
 def test_no_mistakes_to_show(tmp_path, own_data, monkeypatch):
     model = Sign()
     monkeypatch.setattr("eva_utils.utils.report.summary", Mock(side_effect=ValueError("no list of its layers")))
@@ -290,200 +209,6 @@ def test_classes_may_be_numbers_and_a_loaders_generator_stays_as_it_was(tmp_path
     report = write_report(tmp_path / "run", model, own_data)
     assert torch.equal(generator.get_state(), state)
     assert "| classes | 0, 1 |" in report.path.read_text(encoding="utf-8")
-
-
-NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"
-
-
-@settings(deadline=None, derandomize=True, database=None)
-@given(
-    st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1)  # Cn: viewers replace some
-    | st.text("<>|`*_[]()!#~\\&$:/w.ab1 -+")
-)
-def test_escaped_text_is_shown_as_it_is(name):
-    renderer = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    paragraph = renderer.render(escape(name))
-    plain = re.sub(r"\s+", " ", name).strip()
-    shown = renderer.render(f"| {escape(name)} | x |\n| --- | --- |\n| {escape(name)} | y |\n")
-    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", shown, re.DOTALL)
-    assert [html.unescape(cell) for cell in cells] == [plain, "x", plain, "y"]
-    assert html.unescape(paragraph) == (f"<p>{plain}</p>\n" if plain else "")
-    assert not re.search(r"<(?!/?(table|thead|tbody|tr|th|td)>)", shown)
-
-
-def test_class_names_inject_nothing(tmp_path, own_data):
-    own_data.classes = [NASTY, "$x$ **bold**"]
-    model = Sign()
-    fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}
-    engine.fit(model, own_data.train, own_data.test, **fit)
-    text = write_report(tmp_path / "run", model, own_data).path.read_text(encoding="utf-8")
-    shown = MarkdownIt("commonmark").enable("table").render(text)
-    assert "<script" not in text and "http://a.b" not in text
-    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;|[x](http://a.b) # `*_$</td>" in shown
-    assert "<strong>bold" not in shown
-
-
-def refused(folder, model, data, match, brief=None, kind=ValueError):
-    before = contents(folder) if folder.exists() else {}
-    with pytest.raises(kind, match=match):
-        write_report(folder, model, data, brief)
-    assert (contents(folder) if folder.exists() else {}) == before
-
-
-def test_an_unfinished_run_is_refused(tmp_path, data):
-    def stop(line):
-        if line == "EPOCH: 2":
-            raise KeyboardInterrupt
-
-    model, _ = train_one(tmp_path / "run", data, log=stop)
-    refused(tmp_path / "run", model, data, "has 1 of its 2 epochs; finish it with resume='auto'")
-
-
-def test_a_run_that_is_still_going_is_refused(run, data):
-    folder, model, _ = run
-    with locked(folder):
-        refused(folder, model, data, "another run is training in")
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path, data):
-    refused(tmp_path / "none", TinyNet(10), data, "holds no finished epoch", kind=FileNotFoundError)
-    with pytest.raises(TypeError, match=r"run is the folder that fit\(checkpoint=...\) wrote, not History"):
-        write_report(History(), TinyNet(10), data)
-
-
-def test_a_record_edited_by_hand_is_refused(run, data, undrawn):
-    folder, model, _ = run
-    path = folder / "history.json"
-    record = json.loads(path.read_text())
-    record["rows"][0]["test_accuracy"] = 99.0
-    path.write_text(json.dumps(record))
-    refused(folder, model, data, r"history\.json is not what the run recorded")
-    train_one(folder, data, resume="auto")  # as the message says
-    write_report(folder, model, data)
-
-
-def test_weights_that_do_not_score_what_the_record_says_are_refused(run, data):
-    folder, model, _ = run
-    other = TinyNet(10)
-    nn.init.zeros_(other.fc.weight)
-    with torch.no_grad():
-        other.fc.bias.copy_(torch.arange(10.0))
-    save_verified(folder / "best.pt", other.state_dict())
-    refused(folder, model, data, r"best\.pt gets 8 of 80 images right and the record says")
-
-
-def test_damaged_weights_are_refused(run, data):
-    folder, model, _ = run
-    path = folder / "best.pt"
-    path.write_bytes(path.read_bytes()[:-100])
-    refused(folder, model, data, "is damaged")
-
-
-def test_another_model_is_refused(run, data):
-    refused(run[0], TinyNet(4), data, "does not fit this TinyNet")
-
-
-def test_other_data_is_refused(run):
-    folder, model, _ = run
-    refused(folder, model, load_data("shapes", limit=60), "data.train is not what the run was trained on")
-
-
-def test_an_unknown_brief_is_refused(run, data):
-    refused(run[0], run[1], data, "unknown brief 'eva6': choose one of eva6_s8, eva8_s7", brief="eva6")
-
-
-def test_things_that_are_no_model_and_no_data_are_refused(run, data):
-    refused(run[0], "resnet18", data, "model is a torch.nn.Module, not str", kind=TypeError)
-    refused(run[0], run[1], data.test, "data is what load_data returned; Loader has no train", kind=TypeError)
-
-
-def test_a_readme_of_ones_own_is_never_written_over(run, data):
-    folder, model, _ = run
-    (folder / "README.md").write_text("my thesis")
-    refused(folder, model, data, r"README\.md was edited or written by hand; rename it")
-    (folder / "README.md").unlink()
-    path = write_report(folder, model, data).path
-    path.write_text(path.read_text(encoding="utf-8").replace("epoch", "EPOCH", 1), encoding="utf-8")
-    refused(folder, model, data, "was edited or written by hand")
-
-
-def test_a_figure_of_ones_own_or_edited_is_never_written_over(run, data):
-    folder, model, _ = run
-    (folder / "figures").mkdir()
-    curves = folder / "figures" / "curves.png"
-    curves.write_bytes(b"mine")
-    refused(folder, model, data, r"curves\.png was edited or written by hand")
-    curves.unlink()
-    write_report(folder, model, data)
-    picture = Image.open(curves)
-    picture.putpixel((5, 5), (255, 0, 0, 255))
-    picture.save(curves)
-    refused(folder, model, data, r"curves\.png was edited or written by hand")
-
-
-def test_a_file_where_the_figures_go_is_named(run, data):
-    folder, model, _ = run
-    (folder / "figures").write_text("mine")
-    refused(folder, model, data, r"figures is a file, where the report's figures go; rename it")
-
-
-def test_a_record_of_ones_own_is_never_written_over(run, data):
-    folder, model, _ = run
-    (folder / "report.pt").write_bytes(b"mine")
-    refused(folder, model, data, r"report\.pt is damaged or was not saved by this package")
-
-
-def test_sealed_figures_are_sound_pictures(run, data):
-    folder, model, _ = run
-    write_report(folder, model, data)
-    for path in (folder / "figures").iterdir():
-        with Image.open(path) as picture:
-            picture.load()
-            assert re.fullmatch("[0-9a-f]{64}", picture.text["eva_utils sha256"])
-
-
-def test_line_ends_do_not_break_the_seal(run, data):
-    folder, model, _ = run
-    path = write_report(folder, model, data).path
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    write_report(folder, model, data)
-    assert b"\r" not in path.read_bytes()
-
-
-@pytest.mark.parametrize("files", range(8))
-def test_a_report_that_was_interrupted_is_written_by_the_next(run, data, monkeypatch, files):
-    """After 0 to 7 of its files, with the temporary file of the next left behind."""
-    folder, model, _ = run
-    written = []
-
-    def stop(path, content):
-        if len(written) == files:
-            (path.parent / f".{path.name}.1.tmp").write_bytes(content[:10])
-            raise KeyboardInterrupt
-        written.append(path)
-        path.write_bytes(content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("eva_utils.utils.page.write_atomic", stop)
-        if files < 7:
-            with pytest.raises(KeyboardInterrupt):
-                write_report(folder, model, data)
-        else:
-            write_report(folder, model, data)
-    assert len(written) == files
-    write_report(folder, model, data)
-    assert len(list((folder / "figures").iterdir())) == 6
-
-
-def test_a_run_ended_early_is_reported_as_the_message_says(tmp_path, data, undrawn):
-    def stop(line):
-        if line == "EPOCH: 3":
-            raise KeyboardInterrupt
-
-    model, _ = train_one(tmp_path / "run", data, epochs=5, log=stop)
-    refused(tmp_path / "run", model, data, "or end it there with epochs=2")
-    train_one(tmp_path / "run", data, epochs=2, resume="auto")
-    assert write_report(tmp_path / "run", model, data).record["results"]["last"]["epoch"] == 2
 
 
 def test_a_compiled_model_has_a_report_and_plain_weights(tmp_path, data, undrawn):
@@ -551,14 +276,6 @@ def test_schedules_in_a_schedule_are_named(tmp_path, data, undrawn):
     (line,) = [html.unescape(line) for line in text.splitlines() if line.startswith("| learning rate schedule")]
     assert line.startswith("| learning rate schedule | SequentialLR(milestones=[1]) of LinearLR(start_factor=0.5, ")
     assert ", StepLR(step_size=2, gamma=0.1" in line
-
-
-def test_more_outputs_than_classes_are_refused(tmp_path, data):
-    model = TinyNet(15)
-    fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
-    with pytest.warns(UserWarning, match="the model has 15 outputs and the data 10 classes"):
-        engine.fit(model, data.train, data.test, epochs=1, **fit)
-    refused(tmp_path / "run", model, data, "the model has 15 outputs and the data 10 classes")
 
 
 def test_own_loaders_held_out_split_is_known_by_its_size(tmp_path, own_data, undrawn):

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import QUIET, TinyNet, random_batches
-from test_checkpoint import Restless, StopAfter, assert_equal_weights, make_run
+from runs import Restless, assert_equal_weights
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LinearLR, MultiStepLR, SequentialLR
 from torch.utils.data import DataLoader
 
 from eva_utils import main as engine
-from eva_utils.utils import runtime, verified
+from eva_utils.utils import verified
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.runtime import seed_everything
@@ -296,17 +296,6 @@ def test_what_a_module_keeps_beside_its_weights_is_loaded_again(tmp_path):
     assert load_weights(other, tmp_path, "last").calls == trained.calls > 0
 
 
-def test_a_resumed_float32_run_keeps_its_layout_where_half_precision_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_cpu_computes_bfloat16", lambda: False)
-    whole, _ = make_run(epochs=3)
-    make_run(epochs=3, checkpoint=tmp_path, log=StopAfter(1))
-    monkeypatch.setattr(runtime, "_cpu_computes_bfloat16", lambda: True)
-    resumed, history = make_run(epochs=3, checkpoint=tmp_path, resume=True, precision="auto")
-    assert history.settings["precision"] == "float32"
-    assert_equal_weights(resumed.state_dict(), whole.state_dict())
-    assert all(parameter.is_contiguous() for parameter in resumed.parameters())
-
-
 def test_options_that_another_torch_has_do_not_stop_a_resume(tmp_path):
     engine.fit(**other_run(), epochs=1, checkpoint=tmp_path)
     path = tmp_path / "epoch-0001.pt"
@@ -320,42 +309,3 @@ def test_options_that_another_torch_has_do_not_stop_a_resume(tmp_path):
     run["optimizer"].add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(ValueError, match="cannot resume: optimizer group 1 was None and is now"):
         engine.fit(**run, epochs=3, checkpoint=tmp_path, resume=True)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_run_in_float32_goes_on_as_it_stepped_with_a_fused_optimizer_too(kind, tmp_path):
-    """The command line gives one where half precision is the default; here its steps would round otherwise."""
-
-    def run(fused, epochs, **folder):
-        torch.manual_seed(0)
-        model = TinyNet()
-        optimizer = kind(model.parameters(), lr=0.01, weight_decay=0.1, fused=fused)
-        loader = DataLoader(random_batches(16), batch_size=8)
-        engine.fit(model, loader, loader, epochs=epochs, optimizer=optimizer, **folder, **QUIET)
-        return optimizer, model.state_dict()
-
-    _, whole = run(None, 4)
-    run(None, 1, checkpoint=tmp_path)
-    optimizer, resumed = run(True, 4, checkpoint=tmp_path, resume=True)
-    assert optimizer.param_groups[0]["fused"] is None
-    assert_equal_weights(resumed, whole)
-
-
-@pytest.mark.parametrize(("then", "now"), [(None, True), (True, None)])
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_run_in_float16_goes_on_with_a_fused_optimizer_or_without(kind, then, now, tmp_path, monkeypatch):
-    """On the CPU, which scales gradients as a GPU does; the steps differ by rounding alone."""
-    for name in ("pick_precision", "recorded_precision"):
-        monkeypatch.setattr(f"eva_utils.main.{name}", lambda *_: torch.float16)
-
-    def run(fused, epochs, folder):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
-        optimizer = kind(model.parameters(), lr=0.01, fused=fused)
-        options = {"device": "cpu", "log": None, "checkpoint": folder, "resume": "auto", "optimizer": optimizer}
-        loader = DataLoader(random_batches(16), batch_size=8)
-        engine.fit(model, loader, loader, epochs=epochs, **options)
-        return model[1].weight.detach()
-
-    run(then, 1, tmp_path / "resumed")
-    torch.testing.assert_close(run(now, 2, tmp_path / "resumed"), run(then, 2, tmp_path / "whole"))

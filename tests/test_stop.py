@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from conftest import TinyNet, random_batches
-from test_checkpoint import assert_equal_weights
+from runs import assert_equal_weights
 from torch.utils.data import DataLoader
 
 from eva_utils import main as engine

@@ -1,0 +1,96 @@
+"""What cannot be meant is refused before any work."""
+
+import copy
+
+import pytest
+import torch
+from conftest import QUIET, TinyNet
+from plain import assert_same_weights, new_loaders
+from torch import nn
+
+from eva_utils import main as engine
+
+
+@pytest.mark.parametrize(
+    "model, optimizer, error, message",
+    [
+        (TinyNet, None, TypeError, "model is a torch.nn.Module, not type; pass the model itself"),
+        (TinyNet(), "sgd", TypeError, r"optimizer is a torch optimizer such as SGD.*, not 'sgd'"),
+        (TinyNet(), torch.optim.SGD(TinyNet().parameters()), ValueError, "the optimizer holds no parameter of this"),
+        (TinyNet().requires_grad_(False), None, ValueError, "the model has no trainable parameter"),
+    ],
+)
+def test_train_refuses_what_would_not_learn(model, optimizer, error, message):
+    class Unread(list):
+        def __iter__(self):
+            raise AssertionError("a batch was read")
+
+    with pytest.raises(error, match=message):
+        engine.train(model, Unread([1]), optimizer, log=None)
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients are switched off here"):
+        engine.train(TinyNet(), Unread([1]), optimizer, log=None)
+
+
+def test_test_refuses_what_is_no_model(loaders):
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str; pass the model itself"):
+        engine.test("resnet18", loaders[1])
+
+
+def test_what_train_cannot_step_is_refused(tiny_net):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    with pytest.raises(TypeError, match="step ReduceLROnPlateau yourself, with the loss that test returns"):
+        engine.train(tiny_net, new_loaders()[0], optimizer, scheduler=plateau, log=None)
+    with pytest.raises(TypeError, match="LBFGS runs the model several times a step"):
+        engine.train(tiny_net, new_loaders()[0], torch.optim.LBFGS(tiny_net.parameters()), log=None)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"epochs": 0}, ValueError, "epochs is a whole number from 1 up, not 0"),
+        ({"model": "resnet18"}, TypeError, "model is a torch.nn.Module, not str"),
+        ({"model": nn.ReLU()}, ValueError, "the model has no trainable parameter"),
+        (
+            {"train_loader": iter([1])},
+            TypeError,
+            r"train_loader \(list_iterator\) can be passed over only once",
+        ),
+        ({"test_loader": []}, ValueError, "test_loader is empty"),
+        ({"optimizer": torch.optim.SGD(TinyNet().parameters())}, ValueError, "holds no parameter of this model"),
+        ({"criterion": nn.CrossEntropyLoss(reduction="sum")}, ValueError, "not reduction='sum'"),
+        ({"precision": "bfloat61"}, ValueError, r"unknown precision 'bfloat61'.*did you mean 'bfloat16'\?"),
+        ({"precision": "float16"}, ValueError, "float16 needs a CUDA device and this is 'cpu'"),
+        ({"resume": True}, ValueError, "resume needs the folder of the run: give checkpoint= as well"),
+        ({"seed": -1}, ValueError, "a seed is a whole number from 0"),
+    ],
+)
+def test_misuse_is_refused_before_any_work(change, error, message, tiny_net, loaders):
+    arguments = {
+        "model": tiny_net,
+        "train_loader": loaders[0],
+        "test_loader": loaders[1],
+        "epochs": 1,
+        **QUIET,
+        **change,
+    }
+    before = copy.deepcopy(tiny_net.state_dict())
+    positional = [arguments.pop(name) for name in ("model", "train_loader", "test_loader")]
+    with pytest.raises(error, match=message):
+        engine.fit(*positional, **arguments)
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"ema": 1}, "ema is a number from 0 and below 1, not 1"),
+        ({"ema": "0.9"}, "ema is a number from 0 and below 1, not '0.9'"),
+        ({"clip": 0}, "clip is a number above 0, not 0"),
+    ],
+)
+def test_averaging_misuse_is_refused(option, message, tiny_net):
+    before = copy.deepcopy(tiny_net)
+    with pytest.raises(ValueError, match=message):
+        engine.fit(tiny_net, *new_loaders(), epochs=1, **option, **QUIET)
+    assert_same_weights(tiny_net, before)

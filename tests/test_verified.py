@@ -1,0 +1,56 @@
+"""A file is either whole or noticed."""
+
+import io
+import random
+
+import pytest
+import torch
+
+from eva_utils.utils import verified
+
+
+def test_any_flipped_bit_and_any_truncation_is_noticed(tmp_path):
+    path = tmp_path / "state.pt"
+    verified.save_verified(path, {"weight": torch.randn(50), "epoch": 3})
+    content = path.read_bytes()
+    rng = random.Random(0)
+    damaged = [content[:length] for length in (0, 1, 70, len(content) // 2, len(content) - 1)]
+    damaged += [content[:-64], content + b"x"]
+    for position in [*rng.sample(range(len(content)), 300), len(content) - 1, len(content) - 70]:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(flipped))
+    accepted = 0
+    for version in damaged:
+        path.write_bytes(version)
+        with pytest.raises(verified.DamagedFileError, match="is damaged or was not saved by this package"):
+            verified.load_verified(path)
+        try:
+            torch.load(io.BytesIO(version), weights_only=True)
+            accepted += 1
+        except Exception:
+            pass
+    assert accepted > 50  # torch.load alone would have taken these
+    path.write_bytes(content)
+    assert verified.load_verified(path)["epoch"] == 3
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    verified.save_verified(path, {"epoch": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verified.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        verified.save_verified(path, {"epoch": 2})
+    assert verified.load_verified(path) == {"epoch": 1} and [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_only_tensors_and_plain_values_are_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"state\.pt would hold more than tensors and plain values: .*Fraction"):
+        from fractions import Fraction
+
+        verified.save_verified(tmp_path / "state.pt", {"rate": Fraction(1, 3)})
+    assert not list(tmp_path.iterdir())
