@@ -32,6 +32,14 @@ def other_run(**change):
     return {"model": model, "train_loader": loader, "test_loader": loader, "optimizer": optimizer, **QUIET, **options}
 
 
+def altered(**layers):
+    """A network of the same weights, one of whose layers is another."""
+    model = TinyNet()
+    for name, layer in layers.items():
+        setattr(model, name, layer)
+    return model
+
+
 def test_a_resumed_record_keeps_the_settings_it_was_made_with(tmp_path):
     seed_everything(11)
     engine.fit(**other_run(), epochs=1, seed=7, checkpoint=tmp_path)
@@ -51,6 +59,13 @@ def test_a_resumed_record_keeps_the_settings_it_was_made_with(tmp_path):
             r"the model is another one: 'fc.weight' is \(4, 6\) in the file and \(5, 6\) in the model",
         ),
         ({"model": Restless(TinyNet())}, "the model is another one: 'net.conv.weight' is only in the model"),
+        ({"model": altered(drop=nn.Dropout(0.1))}, r"model layer drop p was 0\.3 and is now 0\.1; build the one that"),
+        ({"model": altered(drop=nn.Identity())}, "model layer drop class was 'Dropout' and is now 'Identity'"),
+        ({"model": altered(act=nn.ReLU())}, "model layer act was None and is now {'class': 'ReLU'}"),
+        (
+            {"model": altered(conv=nn.Conv2d(3, 6, 3, 2, 1))},
+            r"model layer conv stride was \[1, 1\] and is now \[2, 2\]",
+        ),
         ({"optimizer": torch.optim.Adam}, "optimizer class was 'SGD' and is now 'Adam'"),
         ({"batch_size": 7}, "train_loader batch_size was 8 and is now 7"),
         ({"seed": 1}, "train_loader seed was 0 and is now 1"),

@@ -108,6 +108,16 @@ def describe_run(
     }
 
 
+def describe_layers(model: Any) -> dict[str, Any]:
+    """Return the class of each layer that has none in it, and the options that torch's layers name as theirs."""
+    described = {}
+    for name, layer in model.named_modules():
+        if not list(layer.children()):
+            options = {option: getattr(layer, option, None) for option in getattr(layer, "__constants__", ())}
+            described[f"layer {name}"] = {"class": type(layer).__name__, **_plain(options, {"inplace"})}
+    return described
+
+
 def _describe_scheduler(scheduler: Any) -> dict[str, Any]:
     """Return class and options, of one that holds others theirs too; what runs on with the epochs is left out."""
     options = {name: value for name, value in vars(scheduler).items() if name != "milestones"}

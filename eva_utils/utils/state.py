@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from . import processes
 from .checkpoint import load_into, weights_differ
-from .history import HOW, History, describe_criterion
+from .history import HOW, History, describe_criterion, describe_layers
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
 from .verified import OtherRunError
@@ -76,6 +76,7 @@ class RunState:
     def __init__(self, loaders: Sequence[Any], criterion: Any = None, **parts: Any) -> None:
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.loaders, self.criterion = loaders, criterion
+        self.layers = describe_layers(self.parts["model"])
         if isinstance(criterion, nn.Module) and criterion.state_dict():
             self.parts["criterion"] = criterion
         modules = {**self.parts, "criterion": criterion}
@@ -94,6 +95,7 @@ class RunState:
             "rng": processes.gather(rng_state()),
             "generators": [generator.get_state() for generator in self.generators],
             "criterion_left": describe_criterion(self.criterion),
+            "layers": self.layers,
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -141,6 +143,10 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     problem = weights_differ(saved["model"], state.parts["model"])
     if problem:
         raise OtherRunError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
+    trained = saved.get("layers", state.layers)  # an earlier version did not save them
+    difference = _difference("model", trained, state.layers, trained, set())
+    if difference:
+        raise OtherRunError(f"cannot resume: {difference}; build the one that was trained, or choose another folder")
     before = saved["history"]["settings"]
     groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
     as_left = all(_is_same(now[name], then.get(name)) for now, then in groups for name in _SCHEDULED & now.keys())
@@ -178,8 +184,8 @@ def _is_same(now: Any, then: Any) -> bool:
 def _difference(name: str, before: object, now: object, left: object, skip: set[str]) -> str | None:
     """Say where two settings differ, by their path, or None; what the run left otherwise than it began is no option."""
     if isinstance(before, dict) and isinstance(now, dict):
-        # Options come and go, with torch's versions and with this package's; groups of parameters and schedules do not.
-        skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith(("group ", "part "))}
+        # Options come and go, with torch's versions and with this package's; parameters, schedules and layers do not.
+        skip = skip | {key for key in before.keys() ^ now.keys() if not key.startswith(("group ", "part ", "layer "))}
         keys = [key for key in before | now if key not in skip]
         left = {**before, **(left if isinstance(left, dict) else {})}
         found = (_difference(f"{name} {key}", before.get(key), now.get(key), left.get(key), skip) for key in keys)
