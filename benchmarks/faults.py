@@ -29,7 +29,7 @@ sys.path.insert(0, str(common.ROOT / "tests"))
 
 from conftest import TinyNet, random_batches
 from runs import StopAfter, make_run, without_time
-from test_processes import together, told
+from together import by_torchrun, told
 
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
@@ -422,12 +422,12 @@ def changed_images(bench):
 def several(bench):
     """Two processes, one of which is killed, fails, or meets NaN; then both resume."""
     whole = bench.new()
-    together(2, whole)
+    by_torchrun(whole)
     for fault in ("kill", "error", "nan"):
         out = bench.new()
-        ended, seconds = together(2, out, f"fault={fault}")
+        ended, seconds = by_torchrun(out, f"fault={fault}")
         lost = (disk.latest_state(out, lambda line: None) or {"epoch": 0})["epoch"] != 1
-        together(2, out)
+        by_torchrun(out)
         wrong = ended.returncode == 0 or seconds > 60 or told(out) != told(whole)
         bench.add(f"one of two processes: {fault}", [(int(lost), int(wrong))], f"all ended after {seconds:.0f} s")
 

@@ -65,3 +65,8 @@ def check_resumes_exactly(run, folder):
     resumed_modules, resumed = run(checkpoint=folder, resume="auto")
     assert without_time(resumed) == without_time(history)
     assert_equal_weights(resumed_modules.state_dict(), modules.state_dict())
+
+
+def train_telling(teller, **options):
+    """Train 30 epochs of `make_run`'s, as a process of its own that sends each line of its log."""
+    make_run(epochs=30, resume="auto", log=teller.send, **options)

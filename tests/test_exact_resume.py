@@ -1,17 +1,15 @@
 """A resumed run equals an undisturbed one bit for bit."""
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import QUIET, ROOT, TinyNet, random_batches
+from alone import ALONE, needs_alone
+from conftest import QUIET, TinyNet, random_batches
 from plain import SCHEDULERS
-from runs import Restless, StopAfter, assert_equal_weights, check_resumes_exactly, make_run, without_time
+from runs import Restless, StopAfter, assert_equal_weights, check_resumes_exactly, make_run, train_telling, without_time
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -73,32 +71,22 @@ def test_epochs_may_grow(tmp_path):
     assert_equal_weights(grown_model.state_dict(), model.state_dict())
 
 
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from runs import make_run
-model, history = make_run(epochs=30, precision={precision!r}, checkpoint={folder!r}, resume="auto", log=print)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@needs_alone
 @pytest.mark.parametrize(("precision", "delays"), [("float32", (0.0, 0.03, 0.1)), ("bfloat16", (0.03,))])
 def test_killed_at_any_moment_and_resumed_it_is_bit_identical(precision, delays, tmp_path):
     model, history = make_run(epochs=30, precision=precision)
     folder = tmp_path / "run"
-    script = SCRIPT.format(tests=str(ROOT / "tests"), precision=precision, folder=str(folder))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    kills = 0
     for delay in delays:
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.startswith("Test set"):  # an epoch has ended: it is about to be saved
-                time.sleep(delay)
-                break
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills == len(delays)
+        lines, teller = ALONE.Pipe(duplex=False)
+        options = {"precision": precision, "checkpoint": folder}
+        process = ALONE.Process(target=train_telling, args=(teller,), kwargs=options)
+        process.start()
+        while not lines.recv().startswith("Test set"):  # an epoch has ended: it is about to be saved
+            pass
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     resumed_model, resumed = make_run(epochs=30, precision=precision, checkpoint=folder, resume="auto")
     assert without_time(resumed) == without_time(history)
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())

@@ -1,17 +1,14 @@
 """Several processes train as one does, and end together; torchrun starts them."""
 
-import json
-import os
-import subprocess
-import sys
-import time
 from functools import partial
 
 import pytest
 import together
 import torch
 import torch.nn.functional as F
+from alone import needs_alone
 from conftest import TinyNet
+from together import by_themselves, by_torchrun, told
 from torch import nn
 
 from eva_utils import main as engine
@@ -21,31 +18,12 @@ from eva_utils.utils import processes, verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import train_transform
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-TOGETHER = together.__file__
-
-
-def two_together(out, *options):
-    """Run two processes; return what they printed and the seconds they took."""
-    start = time.monotonic()
-    command = [*TORCHRUN, "2", TOGETHER, str(out), *options]
-    environment = {**os.environ, "TMPDIR": str(out.parent)}  # where torchrun leaves a folder behind
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    return done, time.monotonic() - start
-
-
-def told(out, rank=0):
-    record = json.loads((out / f"rank-{rank}.json").read_text())
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in record["rows"]], record[
-        "weights"
-    ]
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A run of two processes that nothing disturbs: folder and what was printed."""
     out = tmp_path_factory.mktemp("together") / "run"
-    done, _ = two_together(out)
+    done, _ = by_torchrun(out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -66,27 +44,28 @@ def test_they_agree_with_one_process(undisturbed, tmp_path):
         torch.testing.assert_close(several[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@needs_alone
 def test_a_stopped_run_resumes_exactly_on_as_many_and_is_refused_on_others(undisturbed, tmp_path):
-    stopped, _ = two_together(tmp_path / "run", "fault=stop")
-    assert stopped.returncode == 0 and "Stopped in epoch 2" in stopped.stdout, stopped.stderr
+    printed, *failed = by_themselves(tmp_path / "run", "fault=stop")
+    assert "Stopped in epoch 2" in printed and failed == [None, None]
     with pytest.raises(ValueError, match="cannot resume: processes was 2 and is now 1; make it as it was"):
         together.main(tmp_path / "run")
-    resumed, _ = two_together(tmp_path / "run")
-    assert "Resuming after epoch 1 of 3" in resumed.stdout, resumed.stderr
+    printed, *failed = by_themselves(tmp_path / "run")
+    assert "Resuming after epoch 1 of 3" in printed and failed == [None, None]
     assert told(tmp_path / "run") == told(undisturbed[0])
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("kill", "SIGKILL"),
-        ("nan", "epoch 2: the loss is NaN or infinite at batch 1"),
-    ],
-)
-def test_a_fault_in_one_ends_all_and_leaves_the_checkpoint(fault, message, tmp_path):
-    done, seconds = two_together(tmp_path / "run", f"fault={fault}")
+def test_one_that_is_killed_ends_all_and_leaves_the_checkpoint(tmp_path):
+    done, seconds = by_torchrun(tmp_path / "run", "fault=kill")
     assert done.returncode != 0 and seconds < 60
-    assert message in done.stderr
+    assert "SIGKILL" in done.stderr
+    assert disk.latest_state(tmp_path / "run", print)["epoch"] == 1
+
+
+@needs_alone
+def test_one_that_fails_ends_the_other_and_leaves_the_checkpoint(tmp_path):
+    _, other_failed, failed = by_themselves(tmp_path / "run", "fault=nan")
+    assert failed.startswith("FloatingPointError: epoch 2: the loss is NaN or infinite at batch 1") and other_failed
     assert disk.latest_state(tmp_path / "run", print)["epoch"] == 1
 
 

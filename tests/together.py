@@ -1,12 +1,17 @@
-"""What each process of tests/test_processes.py runs: a small training, of which the first one writes the record.
+"""Two processes that train together, started by torchrun or by themselves, and the small training that each runs.
 
 Usage: together.py OUT [epochs=N] [fault=...] [key=value of fit ...]
 """
 
+import contextlib
+import io
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -77,6 +82,60 @@ def main(out, *given):
     left = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if any("gloo" in name for name in left):
         raise RuntimeError(f"the group's threads outlive it, and may end the process by SIGABRT: {left}")
+
+
+def by_torchrun(out, *options):
+    """Run two processes; return what they printed and the seconds they took."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    environment = {**os.environ, "TMPDIR": str(Path(out).parent)}  # where torchrun leaves a folder behind
+    done = subprocess.run(
+        [*command, str(out), *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done, time.monotonic() - start
+
+
+def _be_one_of_two(rank, port, answer, out, options):
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    torch.set_num_threads(1)  # as torchrun has it
+    failed = None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            main(out, *options)
+        except BaseException as error:
+            failed = f"{type(error).__name__}: {error}"
+    answer.send((printed.getvalue(), failed))
+    answer.close()
+    if failed:
+        os._exit(1)  # without waiting for the group
+
+
+def by_themselves(out, *options):
+    """Run two processes with nothing above them; return what the first printed, and of each the error or None."""
+    from alone import ALONE
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        ours, theirs = ALONE.Pipe(duplex=False)
+        process = ALONE.Process(target=_be_one_of_two, args=(rank, port, theirs, str(out), options))
+        process.start()
+        theirs.close()
+        started.append((process, ours))
+    (printed, failed), (_, other_failed) = (answer.recv() for _, answer in started)
+    for process, _ in started:
+        process.join()
+    return printed, failed, other_failed
+
+
+def told(out, rank=0):
+    """Return the rows, without their seconds, and the sums of the weights that a process has left."""
+    record = json.loads((out / f"rank-{rank}.json").read_text())
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in record["rows"]]
+    return rows, record["weights"]
 
 
 if __name__ == "__main__":
