@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from cells import made_smaller, python_of, run
 from conftest import ROOT
 from matplotlib.figure import Figure
 
@@ -24,8 +25,8 @@ README, GUIDE, LAYOUT = PAGES = ("README.md", "docs/guide.md", "docs/layout.md")
 BY_HAND = [*PAGES, "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("assignment/*/EXPERIMENTS.md"))]
 # The README's cells are run as they are but for these: the real datasets and networks made small, Drive elsewhere.
 SMALLER = {
-    '"cifar10", root="data"': '"shapes", limit=40',
-    "limit=2000": "limit=40",
+    '"cifar10", root="data"': '"shapes", limit=10',
+    "limit=2000": "limit=10",
     "epochs=5": "epochs=1",
     "epochs=40": "epochs=1",
     "epochs=20": "epochs=1",
@@ -46,11 +47,6 @@ def section(page, title):
 
 def cells(text):
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def python_of(cell):
-    """The Python of a cell: without the lines that are IPython's, nothing of a cell that is written to a file."""
-    return "" if cell.startswith("%%") else re.sub(r"^[!%].*$", "", cell, flags=re.MULTILINE)
 
 
 def prose(page):
@@ -168,27 +164,6 @@ def in_colab(monkeypatch):
     return downloaded
 
 
-def run(cell, names):
-    """Run a cell: a file that it writes, its copies, its Python; return the value of its last line, if it has one."""
-    for real, small in SMALLER.items():
-        cell = cell.replace(real, small)
-    if cell.startswith("%%writefile "):
-        path, content = cell.removeprefix("%%writefile ").split("\n", 1)
-        Path(path).write_text(content)
-    for line in re.findall(r"^!(.*)", cell, re.MULTILINE):
-        if line.startswith("zip "):
-            assert all(Path(path).exists() for path in line.split()[3:])
-            Path(line.split()[2]).touch()
-        else:
-            copies = line.startswith(("cp ", "mkdir -p "))
-            assert copies or line.startswith("[ -d eva_utils ] || git clone --quiet https://github.com/")
-            subprocess.run(line if copies else "true", shell=True, check=True)
-    body = ast.parse(python_of(cell)).body
-    last = body.pop() if body and isinstance(body[-1], ast.Expr) else ast.parse("None").body[0]
-    exec(compile(ast.Module(body, []), cell, "exec"), names)
-    return eval(compile(ast.Expression(last.value), cell, "eval"), names)
-
-
 def verdicts(table):
     """What preflight's table says of each of its checks."""
     return {name: verdict for verdict, name in re.findall(r"^(pass|FAIL|open)  (\S.*?)  +\S", table, re.MULTILINE)}
@@ -206,7 +181,7 @@ def test_the_readmes_cells_run(tmp_path, monkeypatch, capsys):
     )
     downloaded, names = in_colab(monkeypatch), {}
     for cell in [*cells(section(README, "First five minutes")), *cells(section(README, "EVA6 S8"))]:
-        shown = run(cell, names)
+        shown = run(made_smaller(cell, SMALLER), names)
         assert "eva.plot_" not in cell or isinstance(shown, Figure)
         if "eva.preflight" in cell:
             assert set(verdicts(section(GUIDE, "Preflight"))) <= set(verdicts(str(shown)))
@@ -215,7 +190,7 @@ def test_the_readmes_cells_run(tmp_path, monkeypatch, capsys):
         own = dict(names)
         found = cells(section(README, title))
         assert found
-        shown = [run(cell, own) for cell in found]
+        shown = [run(made_smaller(cell, SMALLER), own) for cell in found]
         if title == "Your own model":
             said = verdicts(str(shown[-1]))
             assert said["rule: Grad-CAM layers"] == said["rule: normalization"] == "pass"
@@ -229,7 +204,7 @@ def test_the_readmes_cells_run(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     own = dict(names)
     for cell in cells(section(GUIDE, "For teachers")):
-        run(cell, own)
+        run(made_smaller(cell, SMALLER), own)
     assert capsys.readouterr().out.startswith("runs/s8: Your Name, EVA6 S8: CIFAR-10 with LayerNorm and Grad-CAM: ")
 
 
