@@ -61,7 +61,7 @@ def make_parts(args: argparse.Namespace, data: Data):
 
 def make_training(args: argparse.Namespace, model: nn.Module, batches: int):
     """Return optimizer, scheduler and criterion for epochs of so many batches."""
-    place = pick_device(args.device)
+    device = pick_device(args.device)
     optimizer = make_optimizer(
         args.optimizer,
         model,
@@ -69,7 +69,7 @@ def make_training(args: argparse.Namespace, model: nn.Module, batches: int):
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         nesterov=args.nesterov,
-        fused=can_fuse(place, pick_precision(args.precision, place)),
+        fused=can_fuse(device, pick_precision(args.precision, device)),
     )
     check_real("label_smoothing", args.label_smoothing, 0, 1)
     criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)

@@ -27,7 +27,7 @@ from .utils.checks import (
     warn_of_trained,
 )
 from .utils.failures import explain_end, free_memory, is_device_lost
-from .utils.forward import all_ignored, answer, count_outputs, lay_out, loss_of, weight_of
+from .utils.forward import all_ignored, count_outputs, forward_batch, loss_of, use_channels_last, weight_of
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
@@ -114,13 +114,13 @@ def train(
             "train steps its scheduler after every batch; step ReduceLROnPlateau yourself, with the loss that test "
             "returns"
         )
-    place, dtype, criterion = _choose(criterion, device, precision)
-    _move(model, criterion, place)
-    lay_out(model, dtype)
-    scaler = scaler or torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+    device, dtype, criterion = _choose(criterion, device, precision)
+    _move(model, criterion, device)
+    use_channels_last(model, dtype)
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if scaler.is_enabled():
         fill_momentum(optimizer)
-    meter, first_bad, shared = Meter(place), FirstBad(place, dtype), processes.is_shard(loader)
+    meter, first_bad, shared = Meter(device), FirstBad(device, dtype), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number, rate = 0, float(optimizer.param_groups[0]["lr"])
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
@@ -128,12 +128,12 @@ def train(
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             optimizer.zero_grad()
-            logits, labels = answer(model, images, labels, place, dtype, number)
+            logits, labels = forward_batch(model, images, labels, device, dtype, number)
             # One process's part of a small batch may have no label, and takes part in the step all the same.
             loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
             weight = weight_of(criterion, labels)
             first_bad.update(loss, number, weight, all_ignored(criterion, labels))
-            if place.type == "cpu":
+            if device.type == "cpu":
                 first_bad.check()
             scaler.scale(loss * processes.weight(len(labels)) if shared else loss).backward()
             if clip is not None:
@@ -179,17 +179,17 @@ def test(
     check_model(model)
     check_loader("loader", loader)
     check_criterion(criterion)
-    place, dtype, criterion = _choose(criterion, device, precision)
-    _move(model, criterion, place)
-    lay_out(model, dtype)
-    meter, shared = Meter(place), processes.is_shard(loader)
+    device, dtype, criterion = _choose(criterion, device, precision)
+    _move(model, criterion, device)
+    use_channels_last(model, dtype)
+    meter, shared = Meter(device), processes.is_shard(loader)
     with keep_modes(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
             if not len(labels):
                 continue
-            logits, labels = answer(model, images, labels, place, dtype, number)
+            logits, labels = forward_batch(model, images, labels, device, dtype, number)
             loss = loss_of(criterion, logits, labels, first=not number)
             meter.update(loss, logits, labels, weight_of(criterion, labels))
     return meter.total() if shared else meter.score()
@@ -239,8 +239,9 @@ def fit(
         seed: seeds python, numpy and torch before the first epoch; the loaders have their own seed.
         checkpoint: folder in which every finished epoch is put before the next begins.
         resume: True continues the run in the folder, "auto" does so if there is one. Everything is put
-            back as it was, and on the CPU the run ends as if it had never stopped, bit for bit; only generators that
-            a dataset, or a worker kept by `persistent_workers`, has to itself cannot be seen.
+            back as it was, and on the CPU the run ends as if it had never stopped, bit for bit; only what
+            a part, or a worker kept by `persistent_workers`, has to itself cannot be seen: a generator of a dataset's
+            or a model's own, a counter in a plain attribute.
         mirror: second folder, on Google Drive for one, to which each finished epoch is copied. A mirror that
             fails is warned of and stops nothing; a run whose own folder is lost is resumed from it.
         warmup: first epochs in which the rate rises linearly, batch by batch; the scheduler starts after them.
@@ -265,16 +266,16 @@ def fit(
     epochs, warmup = int(epochs), check_warmup(warmup, epochs, scheduler)
     ema, clip = check_decay(ema), check_clip(clip)
     seed = None if seed is None else check_seed(seed)
-    place, dtype, criterion = _choose(criterion, device, precision)
-    check_compile(compile, place)
-    processes.check_together(model, criterion, place)
+    device, dtype, criterion = _choose(criterion, device, precision)
+    check_compile(compile, device)
+    processes.check_together(model, criterion, device)
     if processes.rank():
         log, progress = None, False
     say: Log = log or (lambda line: None)
     run = RunFolder(checkpoint, mirror, resume, say)
-    _move(model, criterion, place)
+    _move(model, criterion, device)
     # Before the folder is made, so that what does not fit leaves nothing behind.
-    check_outputs(count_outputs(model, test_loader, place, dtype), train_loader, test_loader)
+    check_outputs(count_outputs(model, test_loader, device, dtype), train_loader, test_loader)
     stop = Stop()
     train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
 
@@ -283,17 +284,17 @@ def fit(
 
         # The parts of the run, and its record.
         if saved and precision == "auto":
-            dtype = recorded_precision(saved, place, epochs)
+            dtype = recorded_precision(saved, device, epochs)
         elif not saved or saved["epoch"] < epochs:
-            warn_of_emulation(dtype, place)
-        lay_out(model, dtype)
-        optimizer, scheduler = _complete(model, optimizer, scheduler, place, dtype)
+            warn_of_emulation(dtype, device)
+        use_channels_last(model, dtype)
+        optimizer, scheduler = _complete(model, optimizer, scheduler, device, dtype)
         warn_of_cosine(scheduler, epochs, warmup, len(train_loader))
-        scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         plain_model = unwrap(model)
         parts = (plain_model, optimizer, scheduler, criterion, train_loader, test_loader)
         asked = {"epochs": epochs, "warmup": warmup, "ema": ema, "clip": clip, "compile": compile, "seed": seed}
-        history = History(settings=_describe(parts, asked, place, dtype))
+        history = History(settings=_describe(parts, asked, device, dtype))
         # After the average is in, and not where the weights cannot be read any more.
         stack.push(
             lambda _, error, __: note_trained(plain_model) if history.rows and not is_device_lost(error) else None
@@ -328,10 +329,10 @@ def fit(
             history.take_up(saved["history"], epochs)
             run.take_up(saved, history, epochs)
             if len(history) < epochs:
-                history.note_machine(hardware(place))
+                history.note_machine(hardware(device))
 
         # The epochs; after an error or a stop all is as the last finished one left it.
-        options: dict[str, Any] = {"criterion": criterion, "device": place, "precision": precision_name(dtype)}
+        options: dict[str, Any] = {"criterion": criterion, "device": device, "precision": precision_name(dtype)}
         train_options = {"scaler": scaler, "clip": clip, "ema": average, "progress": progress, "log": log, **options}
         epoch = len(history)
         state.keep()
@@ -371,8 +372,8 @@ def _choose(
     criterion: Criterion | None, device: str | torch.device | None, precision: str
 ) -> tuple[torch.device, torch.dtype, Criterion]:
     """Return the device, the precision and the loss that are meant."""
-    place = pick_device(device)
-    return place, pick_precision(precision, place), nn.CrossEntropyLoss() if criterion is None else criterion
+    device = pick_device(device)
+    return device, pick_precision(precision, device), nn.CrossEntropyLoss() if criterion is None else criterion
 
 
 def _move(model: nn.Module, criterion: Criterion, device: torch.device) -> None:

@@ -219,6 +219,14 @@ def test_a_history_without_an_epoch_is_refused(data):
         audit("eva6_s8", History(), small(), data)
 
 
+def test_something_else_than_a_history_or_data_is_refused(data):
+    model = small()
+    with pytest.raises(TypeError, match="history is what fit returned, not list"):
+        audit("eva6_s8", record(data, model).rows, model, data)
+    with pytest.raises(TypeError, match="data is what load_data returned; Loader has no test"):
+        audit("eva6_s8", record(data, model), model, data.test)
+
+
 @pytest.mark.parametrize("name", BRIEFS)
 def test_briefs_set_options_the_command_line_has(name):
 

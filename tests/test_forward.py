@@ -205,6 +205,19 @@ def test_the_layer_that_does_not_fit_is_named_with_what_would(model, message):
         engine.fit(model, *loaders(), epochs=1, log=None, device="cpu", precision="float32")
 
 
+@pytest.mark.parametrize("compiled", ["given", "by fit"])
+def test_a_compiled_network_that_views_its_maps_trains_in_half_precision_too(compiled, monkeypatch):
+    compile_plain, options = torch.compile, {"epochs": 1, "log": None, "device": "cpu", "precision": "bfloat16"}
+    if compiled == "given":
+        assert len(engine.fit(torch.compile(Views(), backend="eager"), *loaders(), **options)) == 1
+        return
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compile_plain(model, backend="eager"))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", torch.compile(self._call_impl))
+    )
+    assert len(engine.fit(Views(), *loaders(), compile=True, ema=0.9, **options)) == 1
+
+
 class NoImages(nn.Linear):
     def forward(self):
         return self.weight

@@ -11,7 +11,13 @@ import torchvision
 from torch import nn
 
 from eva_utils.models import create_model
+from eva_utils.utils.assignments import Brief
+from eva_utils.utils.averaging import MovingAverage
+from eva_utils.utils.brief import audit_plan
+from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM, overlay
+from eva_utils.utils.parts import copy_model
+from eva_utils.utils.summary import summary
 
 tv = torchvision.models
 
@@ -144,6 +150,36 @@ def test_nothing_is_left_behind():
     assert torch.equal(parameter.grad, torch.ones_like(parameter))
     assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Keeps(nn.Module):
+    """Keeps the maps of its last forward pass, to be looked at, and counts the passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.calls = nn.Conv2d(3, 6, 3), nn.Linear(6, 10), 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.kept = [self.conv(x)]
+        return self.fc(self.kept[0].relu().mean(dim=(2, 3)))
+
+
+def test_what_a_model_keeps_in_attributes_is_as_before_and_its_copies_hold_the_values():
+    model, images = Keeps(), torch.randn(2, 3, 32, 32)
+    GradCAM(model, "conv")(images)
+    assert model.calls == 0 and not hasattr(model, "kept")
+    model(images).sum().backward()
+    kept = model.kept[0]
+    GradCAM(model, "conv")(images)
+    assert model.kept[0] is kept and kept.requires_grad and model.calls == 1
+    copied = copy_model(model)
+    assert torch.equal(copied.kept[0], kept) and not copied.kept[0].requires_grad
+    assert copied.conv.weight is not model.conv.weight and torch.equal(copied.conv.weight, model.conv.weight)
+    assert summary(model, (3, 32, 32))
+    for rules in ({"depth": 2}, {"norm": "LayerNorm"}):
+        assert audit_plan(Brief("title", "objective", **rules), model, load_data("shapes", limit=10)).findings
+    assert MovingAverage(model, 0.9).module.calls == 1
 
 
 def test_surroundings_do_not_change_the_maps():

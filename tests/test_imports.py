@@ -163,6 +163,7 @@ ALLOWED = {
         "utils.assignments",
         "utils.augmentation",
         "utils.brief",
+        "utils.loader",
         "utils.mistakes",
         "utils.rules",
         "utils.runtime",

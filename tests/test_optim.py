@@ -72,6 +72,13 @@ def test_one_cycle_misuse_is_refused(wrong, message, tiny_net):
         one_cycle(torch.optim.SGD(tiny_net.parameters(), lr=1.0), **arguments)
 
 
+def test_what_is_no_model_or_no_optimizer_is_named(tiny_net):
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not generator"):
+        param_groups(tiny_net.parameters(), 5e-4)
+    with pytest.raises(TypeError, match=r"one_cycle takes an optimizer, as SGD.*, not TinyNet"):
+        one_cycle(tiny_net, 6, 10, 0.4, 0.1)
+
+
 SCHEDULES = {
     "one cycle": lambda optimizer: one_cycle(optimizer, 6, 10, 0.4, 0.1, peak_epoch=2),
     "triangle": lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.5, step_size_up=4),

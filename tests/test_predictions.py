@@ -123,6 +123,9 @@ def test_misuse_is_refused(predictions, tiny_net):
         predictions.wrong(target=3, predicted=3)
     with pytest.raises(ValueError, match="target is a class from 0 to 3, not 4"):
         predictions.correct(5, target=4)
+    nan = SAMPLES[5][0].new_full((1, 3, 8, 8), float("nan"))
+    with pytest.raises(FloatingPointError, match="logits of 2 of 4 images are NaN or infinite, image 1 the first"):
+        predict(tiny_net, [(torch.cat([SAMPLES[0][0][None], nan, SAMPLES[1][0][None], nan]), torch.zeros(4).long())])
     shuffled = BatchSampler(RandomSampler(SAMPLES), 8, drop_last=False)
     with pytest.raises(ValueError, match="the loader shuffles"):
         predict(tiny_net, DataLoader(SAMPLES, batch_sampler=shuffled))

@@ -252,6 +252,19 @@ def test_loaders_of_ones_own_are_not_looked_into(data):
     ]
 
 
+class WithImages(list):
+    """Batches, and all images as well, as a loader of one's own may have them."""
+
+    @property
+    def images(self):
+        return torch.cat([images for images, _ in self])
+
+
+def test_a_loader_of_ones_own_may_have_images(data):
+    own = types.SimpleNamespace(classes=data.classes, train=WithImages(data.train), test=WithImages(data.test))
+    assert preflight(create_model("small_resnet"), own).passed
+
+
 IMAGES, LABELS = torch.zeros(20, 3, 32, 32), torch.arange(20) % 10
 
 

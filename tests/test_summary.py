@@ -1,7 +1,9 @@
 import copy
+import random
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,20 @@ def test_totals_are_the_models_own():
     assert "Input size (MB): 3.00\nForward/backward pass size (MB): 0.00\nParams size (MB): 38.15\n" in text
     assert "Estimated Total Size (MB): 41.15\n" in text
     assert "Total params: 11,173,962\n" in summary(create_model("resnet18", norm="layer"), (3, 32, 32))
+
+
+def test_every_random_generator_is_put_back():
+    class Draws(nn.Flatten):
+        def forward(self, x):
+            return super().forward(x) * (1 + random.random() + np.random.rand() + torch.rand(1))
+
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    model = nn.Sequential(Draws(), nn.Linear(12, 2))
+    before = states()
+    summary(model, (3, 2, 2))
+    assert states() == before
 
 
 def test_a_size_that_is_none_is_refused(tiny_net):

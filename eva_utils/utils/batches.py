@@ -9,31 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def check_batch(batch: Any, place: str, unlabelled: bool = False) -> tuple[Tensor, Tensor]:
+def check_batch(batch: Any, name: str, unlabelled: bool = False) -> tuple[Tensor, Tensor]:
     """Return the images and the labels of a batch, or raise if it is not (float32 images, int64 labels).
 
     Args:
         batch: what a loader yielded.
-        place: names the batch in the message, as "batch 3".
+        name: names the batch in the message, as "batch 3".
         unlabelled: whether it may have an image and no label, as one process's part of a small batch has.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        raise ValueError(f"{place} is a {kind}; a loader must yield pairs of tensors (images, labels)")
+        raise ValueError(f"{name} is a {kind}; a loader must yield pairs of tensors (images, labels)")
     images, labels = batch
     if images.dtype != torch.float32 or images.ndim < 2:
         raise ValueError(
-            f"the images of {place} are {_kind(images)}; give float32 (N, C, H, W), as normalize() makes of uint8"
+            f"the images of {name} are {_kind(images)}; give float32 (N, C, H, W), as normalize() makes of uint8"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
         advice = ""
         if labels.ndim == 2:
             columns = "drop their second axis with labels.squeeze(1)"
             advice = f"; {columns if labels.shape[1] == 1 else 'turn one-hot rows into numbers with labels.argmax(1)'}"
-        raise ValueError(f"the labels of {place} are {_kind(labels)}; give class numbers, int64 (N,){advice}")
+        raise ValueError(f"the labels of {name} are {_kind(labels)}; give class numbers, int64 (N,){advice}")
     fits = len(images) == len(labels) if len(labels) else unlabelled
     if not fits:
-        raise ValueError(f"{place} has {len(images)} images and {len(labels)} labels; give one label an image")
+        raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels; give one label an image")
     return images, labels
 
 
@@ -70,21 +70,22 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
         )
     if isinstance(criterion, nn.CrossEntropyLoss) or getattr(criterion, "func", criterion) is F.cross_entropy:
         warn_of_softmax(logits)
-    totals = logits.detach().float().logsumexp(dim=1)
-    rounding = 1e-2 if logits.dtype == torch.float32 else 0.1
-    if isinstance(criterion, nn.NLLLoss) and (totals[totals.isfinite()].abs() > rounding).any():
-        raise ValueError(
-            "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropyLoss(), or end the model "
-            "in log_softmax"
-        )
+    if isinstance(criterion, nn.NLLLoss):
+        totals = logits.detach().float().logsumexp(dim=1)
+        rounding = 1e-2 if logits.dtype == torch.float32 else 0.1
+        if (totals[totals.isfinite()].abs() > rounding).any():
+            raise ValueError(
+                "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropyLoss(), or end the "
+                "model in log_softmax"
+            )
 
 
-def check_labels(labels: Tensor, classes: int, place: str) -> None:
+def check_labels(labels: Tensor, classes: int, name: str) -> None:
     """Raise unless every label is from 0 to classes - 1; this waits for the labels' device."""
     low, high = (int(value) for value in labels.aminmax())
     if low < 0 or high >= classes:
         raise ValueError(
-            f"{place} has labels from {low} to {high} and the model {classes} classes; "
+            f"{name} has labels from {low} to {high} and the model {classes} classes; "
             f"labels are from 0 to {classes - 1}: renumber them, or build the model with more classes"
         )
 

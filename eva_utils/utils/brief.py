@@ -69,8 +69,13 @@ def audit(
 
     Raises:
         ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
-        TypeError: the brief is neither a name nor a `Brief`.
+        TypeError: the brief is neither a name nor a `Brief`, or the history or the data is something else.
     """
+    if not isinstance(history, History):
+        raise TypeError(f"history is what fit returned, not {type(history).__name__}")
+    missing = [name for name in ("test", "classes") if not hasattr(data, name)]
+    if missing:
+        raise TypeError(f"data is what load_data returned; {type(data).__name__} has no {missing[0]}")
     with keep_rng(), keep_loaders(getattr(data, "train", None), data.test):
         return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))
 
@@ -167,10 +172,12 @@ def _of_data(brief: Brief, data: Any, trained: dict) -> list[Finding]:
 
 def _of_network(brief: Brief, model: nn.Module, data: Any, trained: dict) -> list[Finding]:
     findings = []
+    if brief.depth is not None or brief.norm is not None:
+        images = next(iter(data.test))[0]
     if brief.depth is not None:
-        findings.append(depth_rule.depth(brief.depth, model, next(iter(data.test))[0]))
+        findings.append(depth_rule.depth(brief.depth, model, images))
     if brief.norm is not None:
-        findings.append(norm_rules.normalization(brief.norm, model, next(iter(data.test))[0]))
+        findings.append(norm_rules.normalization(brief.norm, model, images))
     if brief.transforms is not None:
         findings.append(rules.transforms(brief.transforms, trained.get("transform"), data.train))
     return findings

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .checks import check_model
 from .history import History
 from .runtime import unwrap
 from .trained import note_trained
@@ -29,7 +30,9 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     Raises:
         FileNotFoundError: the folder holds no such weights.
         ValueError: `which` is neither, the file is damaged, or the weights are of another model.
+        TypeError: `model` is no model.
     """
+    check_model(model)
     if which not in ("best", "last"):
         raise ValueError(f"which is 'best' or 'last', not {which!r}")
     if Path(run).is_file():

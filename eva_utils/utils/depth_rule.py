@@ -1,6 +1,5 @@
 """The rule of a network's depth: its layers with weights, those that run."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .parts import copy_model
 from .rules import Finding, judged
 from .runtime import unwrap
 
@@ -30,7 +30,7 @@ class _UsedTensors(TorchDispatchMode):
 
 def depth(required: int, model: nn.Module, images: Tensor) -> Finding:
     """Count convolutions and linear layers whose weights are used, without the 1x1 convolutions of shortcuts."""
-    trial = copy.deepcopy(unwrap(model)).eval()
+    trial = copy_model(unwrap(model)).eval()
     with torch.no_grad(), _UsedTensors() as read:
         trial(images[:1].to(next(trial.parameters()).device))
     count = idle = 0

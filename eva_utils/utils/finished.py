@@ -1,6 +1,5 @@
 """A finished run: its record, and whether data and weights are those it speaks of."""
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from .brief import are_recorded
 from .checkpoint import latest_state, load_weights
 from .history import History
+from .parts import copy_model
 from .predictions import Predictions, predict
 from .runtime import pick_precision, precision_name
 
@@ -102,7 +102,7 @@ def score(
         )
     accuracies = {"best": best["test_accuracy"], "last": last["test_accuracy"]}
     if split != "test":
-        of_last = predict(load_weights(copy.deepcopy(model), folder, "last"), data.test, **how)
+        of_last = predict(load_weights(copy_model(model), folder, "last"), data.test, **how)
         accuracies = {"best": predictions.accuracy, "last": of_last.accuracy}
     return {
         "split": split,

@@ -17,10 +17,11 @@ from .runtime import autocast, keep_buffers, keep_modes, keep_rng, move_images, 
 
 # Models that reshape by view() what a convolution returns, which torch refuses of maps that lie channels last.
 _CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
+_NO_VIEW = ("view size is not compatible", "Cannot view a tensor")  # the second where torch compiles
 _WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 
 
-def lay_out(model: nn.Module, dtype: torch.dtype) -> None:
+def use_channels_last(model: nn.Module, dtype: torch.dtype) -> None:
     """Put a model's weights channels last where it computes in half precision, unless it cannot run so."""
     if _channels_last(model, dtype) and all(part.ndim < 5 for part in (*model.parameters(), *model.buffers())):
         model.to(memory_format=torch.channels_last)
@@ -49,7 +50,7 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: tor
         try:
             logits = _run(model, images, device, dtype)
         except RuntimeError as error:
-            if not (first and last) or "view size is not compatible" not in str(error):
+            if not (first and last) or not any(words in str(error) for words in _NO_VIEW):
                 raise
             _CONTIGUOUS.add(unwrap(model))
             logits = _run(model.to(memory_format=torch.contiguous_format), images.contiguous(), device, dtype)
@@ -62,7 +63,7 @@ def _run(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dt
         return model(images)
 
 
-def answer(
+def forward_batch(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -85,7 +86,8 @@ def count_outputs(model: nn.Module, loader: Any, device: torch.device, dtype: to
         with keep_modes(model), keep_buffers(model), keep_rng(), keep_loaders(loader), torch.no_grad():
             model.eval()
             for batch in loader:
-                return answer(model, *check_batch(batch, "test batch 0"), device, dtype, 0, "test batch")[0].shape[1]
+                images, labels = check_batch(batch, "test batch 0")
+                return forward_batch(model, images, labels, device, dtype, 0, "test batch")[0].shape[1]
     except Exception as error:
         explain_end(error, "test batch 0", loader)
         raise

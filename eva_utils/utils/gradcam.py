@@ -1,7 +1,7 @@
 """Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -144,15 +144,15 @@ class GradCAM:
         dtype = torch.float32 if parameter is None else parameter.dtype
         with ExitStack() as stack:
             for module in self.model.modules():
-                stack.callback(setattr, module, "training", module.training)
+                stack.callback(_put_back, vars(module), dict(vars(module)))
+                stack.callback(setattr, module, "training", module.training)  # of a scripted one it is elsewhere
                 if getattr(module, "_compiled_call_impl", None) is not None:  # hooks do not fire in compiled code
-                    stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
                     module._compiled_call_impl = None
             stack.enter_context(keep_buffers(self.model))
             self.model.eval()
             stack.enter_context(keep_rng())
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.autocast(device.type, enabled=False) if device.type != "mps" else nullcontext())
+            stack.enter_context(torch.autocast(device.type, enabled=False))
             stack.enter_context(torch.no_grad())
             yield images.detach().clone().to(device, dtype)
 
@@ -221,6 +221,12 @@ class GradCAM:
         check_logits(logits, images)
         if not logits.isfinite().all():
             raise ValueError("the model returned logits that are NaN or infinite; look at its weights and the images")
+
+
+def _put_back(attributes: dict, before: dict) -> None:
+    """Leave a module's attributes as they were, without what a forward pass has kept in them."""
+    attributes.clear()
+    attributes.update(before)
 
 
 def _unreached(name: str) -> str:

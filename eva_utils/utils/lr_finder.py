@@ -56,8 +56,8 @@ def lr_find(
     in Adam (Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980, section 3). The suggestion is where it falls
     fastest per log-rate on the way to its lowest value, but for the first ten and the last five steps; there is
     none where it falls by less than a tenth. It lags up to twenty batches behind the loss itself.
-    Model, optimizer, its scheduler, loader, modes and random generators are then as they were. Only a random
-    generator that a dataset of one's own keeps private cannot be seen, and is not put back.
+    Model, optimizer, its scheduler, loader, modes and random generators are then as they were. Only what a
+    part keeps outside its state_dict and its buffers, as a generator or a counter of its own, is not put back.
 
     Args:
         model: returns logits (N, C).
@@ -84,18 +84,18 @@ def lr_find(
     least = sum(SKIPPED) + 1
     if len(loader) < least:
         raise ValueError(f"the loader has {len(loader)} batches and lr_find wants {least}; make the batches smaller")
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
+    device = pick_device(device)
+    dtype = pick_precision(precision, device)
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
     if isinstance(criterion, nn.Module):
-        criterion = copy.deepcopy(criterion).to(place)
-    scaler = torch.amp.GradScaler(place.type, enabled=dtype == torch.float16)
+        criterion = copy.deepcopy(criterion).to(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     rates: list[float] = []
     losses: list[float] = []
     first = smooth = lowest = math.inf
     shares = rate_shares(optimizer)
     with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):
-        model.to(place).train()
+        model.to(device).train()
         if scaler.is_enabled():
             fill_momentum(optimizer)
         for step, batch in enumerate(islice(_endless(loader), steps)):
@@ -103,9 +103,9 @@ def lr_find(
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = share * start * (end / start) ** (step / (steps - 1))
             optimizer.zero_grad()
-            logits = logits_of(model, images, place, dtype, first=step == 0)
+            logits = logits_of(model, images, device, dtype, first=step == 0)
             check_labels(labels, logits.shape[1], f"batch {step}")
-            loss = loss_of(criterion, logits, labels.to(place), first=step == 0)
+            loss = loss_of(criterion, logits, labels.to(device), first=step == 0)
             value = loss.item()
             if value < 0:
                 raise ValueError(

@@ -1,6 +1,5 @@
 """The rule of a single kind of normalization: which are in a model, and which run in it."""
 
-import copy
 import re
 from collections import Counter
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .parts import copy_model
 from .rules import Finding, judged
 from .runtime import keep_rng, seed_everything, unwrap
 
@@ -65,7 +65,7 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
 
     One of batches may be written by hand: where it is not allowed, an image's logits may not depend on its batch.
     """
-    allowed, trial = _ALLOWED[required], copy.deepcopy(unwrap(model))
+    allowed, trial = _ALLOWED[required], copy_model(unwrap(model))
     image = images[:1].to(next(trial.parameters()).device)
     images = image.expand(2, *image.shape[1:])  # batch norm needs two
     calls: Counter[tuple[str, bool]] = Counter()
@@ -94,7 +94,7 @@ def _depends_on_batch(model: nn.Module, image: Tensor) -> bool:
     with keep_rng(), torch.no_grad():
         seed_everything(0)
         for other in (image, 1 + image.std() * torch.randn_like(image)):
-            trial = copy.deepcopy(model).train()
+            trial = copy_model(model).train()
             for module in trial.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.eval()

@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor, nn, optim
 
-from .checks import check_real, check_whole
+from .checks import check_model, check_real, check_whole
 from .muon import Muon
 from .names import unknown_name
 
@@ -19,7 +19,11 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     Norm weights and all biases are the parameters with at most one dimension (He et al., 2019,
     https://arxiv.org/abs/1812.01187, section 3.1). Frozen parameters are left out.
+
+    Raises:
+        TypeError: `model` is no model.
     """
+    check_model(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
@@ -58,7 +62,12 @@ def one_cycle(
 
     Raises:
         ValueError: a number is out of range.
+        TypeError: `optimizer` is none.
     """
+    if not isinstance(optimizer, optim.Optimizer):
+        raise TypeError(
+            f"one_cycle takes an optimizer, as SGD(model.parameters(), lr=0.1), not {type(optimizer).__name__}"
+        )
     check_whole("epochs", epochs, 1)
     check_whole("steps_per_epoch", steps_per_epoch, 1)
     check_real("lr_max", lr_max, 0, open_low=True)
@@ -166,14 +175,20 @@ def make_optimizer(
     if name == "adamw":
         return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
-        layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        chosen = {id(layer.weight) for layer in layers[:-1] if isinstance(layer, nn.Conv2d)}
-        convolutions = [parameter for parameter in groups[0]["params"] if id(parameter) in chosen]
-        for group in groups:
-            others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-            group |= {"params": others, "lr": 2.5 * lr, "momentum": momentum, "orthogonal": False}
-        return Muon([group for group in ({"params": convolutions}, *groups) if group["params"]], lr=lr)
+        return _make_muon(model, groups, lr, momentum)
     raise unknown_name("optimizer", name, OPTIMIZERS)
+
+
+def _make_muon(model: nn.Module, groups: list[dict], lr: float, momentum: float) -> Muon:
+    """Build Muon over two groups of parameters and a third, of the convolutions but for a last layer."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    chosen = {id(layer.weight) for layer in layers[:-1] if isinstance(layer, nn.Conv2d)}
+    convolutions = [parameter for parameter in groups[0]["params"] if id(parameter) in chosen]
+    made: list[dict] = [{"params": convolutions}]
+    for group in groups:
+        others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+        made.append({**group, "params": others, "lr": 2.5 * lr, "momentum": momentum, "orthogonal": False})
+    return Muon([group for group in made if group["params"]], lr=lr)
 
 
 def make_plateau(

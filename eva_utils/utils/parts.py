@@ -1,13 +1,15 @@
 """What is asked of the parts of a run: its model, loss, loaders and scheduler; and how loaders are left alone."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -23,6 +25,16 @@ PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that are not frozen."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy; of a tensor that a forward pass has left in an attribute it holds the values alone.
+
+    Such a tensor may lead to a graph, which torch refuses to copy.
+    """
+    held = tree_leaves([vars(module) for module in model.modules()])
+    values = {id(part): part.detach().clone() for part in held if isinstance(part, Tensor) and not part.is_leaf}
+    return copy.deepcopy(model, values)
 
 
 def loss_parameters(criterion: Any) -> list[nn.Parameter]:

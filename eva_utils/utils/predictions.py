@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .batches import check_batch, check_labels
 from .checks import check_whole
+from .failures import overflow_advice
 from .forward import logits_of
 from .parts import is_shuffled, keep_loaders
 from .runtime import keep_modes, keep_rng, pick_device, pick_precision, rng_state, set_rng_state
@@ -189,6 +190,7 @@ def predict(
     Raises:
         TypeError: the arguments are no model and no loader.
         ValueError: the loader shuffles, so that positions mean nothing, or it is empty.
+        FloatingPointError: logits are NaN or infinite, which no class follows from.
     """
     if not isinstance(model, nn.Module) or not hasattr(loader, "__iter__"):
         raise TypeError(
@@ -197,19 +199,26 @@ def predict(
         )
     if is_shuffled(loader):
         raise ValueError("the loader shuffles, so positions in it mean nothing; pass the test loader, or shuffle=False")
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
-    model.to(place)
+    device = pick_device(device)
+    dtype = pick_precision(precision, device)
+    model.to(device)
     outputs, targets, rng = [], [], rng_state()
     with keep_modes(model), keep_rng(), keep_loaders(loader), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}")
-            logits = logits_of(model, images, place, dtype, first=number == 0)
+            logits = logits_of(model, images, device, dtype, first=number == 0)
             outputs.append(logits.float().clone())  # a CUDA graph writes over its own
             targets.append(labels)
     if not outputs:
         raise ValueError("the loader is empty; it must yield at least one batch of (images, labels)")
     logits, target = torch.cat(outputs).cpu(), torch.cat(targets).cpu()
     check_labels(target, logits.shape[1], "the loader")
-    return Predictions(loader, logits.softmax(dim=1), logits.argmax(dim=1), target, rng)
+    probabilities = logits.softmax(dim=1)
+    bad = probabilities.isnan().any(dim=1).nonzero()
+    if len(bad):
+        raise FloatingPointError(
+            f"the logits of {len(bad)} of {len(logits)} images are NaN or infinite, image {int(bad[0])} the first; "
+            "look at the weights and the images" + overflow_advice(dtype)
+        )
+    return Predictions(loader, probabilities, logits.argmax(dim=1), target, rng)

@@ -1,6 +1,5 @@
 """A minute's look at a model and its data for the mistakes that raise no error."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ from .batches import check_batch, check_labels
 from .brief import audit_plan
 from .checks import check_loader, check_model
 from .failures import explain_failure, is_misfit
-from .parts import is_shuffled, keep_loaders
+from .loader import Loader
+from .parts import copy_model, is_shuffled, keep_loaders
 from .rules import FAIL, PASS
 from .runtime import keep_rng
 
@@ -87,7 +87,7 @@ def preflight(
         place = "the first batch of data.train"
         images, all_labels = check_batch(next(iter(data.train), None), place)
         images, labels = images[:IMAGES].cpu(), all_labels[:IMAGES].cpu()
-        trial = copy.deepcopy(model).cpu().train()
+        trial = copy_model(model).cpu().train()
         try:
             with torch.no_grad():
                 outputs = trial(images)
@@ -96,14 +96,14 @@ def preflight(
                 raise
             cause = explain_failure(trial, tuple(images.shape), error)
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
-        learner = copy.deepcopy(trial)  # after the first batch, which makes the weights of lazy layers
+        learner = copy_model(trial)  # after the first batch, which makes the weights of lazy layers
         checks = [mistakes.layers_are_known(trial), mistakes.outputs_are_logits(outputs, labels, len(data.classes))]
         if checks[-1].passed is not False:
             check_labels(all_labels, len(data.classes), place)
             checks.append(mistakes.evaluation_repeats(trial, images))
             checks.append(mistakes.starts_near_chance(outputs, labels))
             checks += mistakes.learns_by_heart(learner, images, labels)
-        if hasattr(data.train, "images") and hasattr(data.test, "images"):
+        if isinstance(data.train, Loader) and isinstance(data.test, Loader):
             checks.append(mistakes.shares_no_image(data.train, data.test))
             checks += augmentation_checks(data.train)
         else:

@@ -1,6 +1,5 @@
 """The full record of a finished run, and the assignment's README written from it."""
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from .gradcam import GradCAM
 from .lock import locked
 from .norm_rules import norm_kinds
 from .notebook import cells_of
-from .parts import keep_loaders
+from .parts import copy_model, keep_loaders
 from .predictions import Predictions, Records, predict
 from .runtime import keep_rng, pick_device, unwrap, versions
 from .summary import summary
@@ -94,9 +93,9 @@ def write_report(
         history = finished.read_history(folder)
         splits = finished.tested_splits(history, data)
         _check_own(folder)
-        place = pick_device(device)
-        how: dict[str, Any] = {"device": place, "precision": finished.precision_of(history.settings, place)}
-        trial = load_weights(copy.deepcopy(unwrap(model)), folder, "best")
+        device = pick_device(device)
+        how: dict[str, Any] = {"device": device, "precision": finished.precision_of(history.settings, device)}
+        trial = load_weights(copy_model(unwrap(model)), folder, "best")
         predictions = predict(trial, data.test, **how)
         check_classes(predictions.probabilities.shape[1], data.classes)
         results = finished.score(folder, history, trial, predictions, splits, data, how)

@@ -52,10 +52,10 @@ class Stop:
         """Whether to stop after this batch; several processes agree on it, on CUDA every 16 batches."""
         if processes.count() == 1:
             return self.requested
-        place = processes.device()
-        if place.type == "cuda" and batch % 16:
+        device = processes.device()
+        if device.type == "cuda" and batch % 16:
             return False
-        return bool(processes.add_up(torch.tensor(float(self.requested), device=place)))
+        return bool(processes.add_up(torch.tensor(float(self.requested), device=device)))
 
     def caused(self, error: BaseException) -> bool:
         """Whether an error is the stop itself, or that the signal has reached a loader's workers as well."""

@@ -1,7 +1,6 @@
 """torchsummary's table without its side effects."""
 
 import contextlib
-import copy
 import io
 import re
 
@@ -10,7 +9,8 @@ from torch import nn
 
 from .checks import check_model
 from .names import first_line
-from .runtime import unwrap
+from .parts import copy_model
+from .runtime import keep_rng, unwrap
 
 
 def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
@@ -39,8 +39,8 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         raise ModuleNotFoundError(f"summary needs torchsummary ({error}); pip install torchsummary") from error
 
     table = io.StringIO()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stdout(table):
-        trial = copy.deepcopy(unwrap(model)).cpu().eval()
+    with keep_rng(), torch.no_grad(), contextlib.redirect_stdout(table):
+        trial = copy_model(unwrap(model)).cpu().eval()
         try:
             trial(torch.rand(2, *input_size))
         except Exception as error:
