@@ -79,7 +79,7 @@ def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
 def test_a_map_without_anything_positive_is_named(data, monkeypatch):
     monkeypatch.setattr(GradCAM, "__call__", lambda self, images, classes: {"layer2": torch.zeros(len(images), 32, 32)})
     model = create_model("small_resnet")
-    assert overlaps(plotting.plot_gradcam(model, records_of(model, 20), data, "layer2")) == ([], [])
+    assert overlaps(plotting.plot_gradcam(model, records_of(model, 5), data, "layer2")) == ([], [])
     figure = plotting.plot_gradcam(model, records_of(model, 2), data, layers=["layer2"])
     assert sum("nothing stands out" in text for text in texts(figure)) == 4
 

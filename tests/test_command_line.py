@@ -1,4 +1,4 @@
-"""The command line: one run as a process of its own, the rest within this one, which has torch imported."""
+"""The command line, within this process, which has torch imported; Ctrl-C in one of its own."""
 
 import json
 import runpy
@@ -38,15 +38,6 @@ def test_messages_name_options_as_one_types_them(message, shown):
     assert main["as_options"](message, main["parse"](["--out", "runs/lr=0.1"])) == shown
 
 
-def run_alone(*arguments):
-    """Run the command line as a process; return what it printed."""
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
 def run(*arguments, code=0):
     """Run it here; return what it printed, or its complaint."""
     out, err = StringIO(), StringIO()
@@ -65,7 +56,9 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
     options = ["--data", "shapes", "--limit", 24, "--recipe", "eva6_s8", "--norm", "group", "--out", out]
     options += ["--seed", 3, "--test-share", 0.25, "--label-smoothing", 0.1]
-    printed = run_alone(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eva_utils.utils.page._figures", lambda record: {})  # which take seconds to draw
+        printed = run(*options, "--epochs", 1), run(*options, "--epochs", 2, "--resume")
     return out, printed
 
 
@@ -172,8 +165,9 @@ def test_help_lists_titled_groups_with_defaults():
     assert "(default: 128)" in printed and recipes in " ".join(printed.split())
 
 
-def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path):
-    small = ("--data", "shapes", "--limit", 40, "--model", "small_resnet", "--epochs", 4, "--out", tmp_path / "run")
+def test_an_assignment_sets_the_options_and_what_is_given_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr("eva_utils.utils.page._figures", lambda record: {})
+    small = ("--data", "shapes", "--limit", 10, "--model", "small_resnet", "--epochs", 4, "--out", tmp_path / "run")
     printed = run("--assignment", "eva8_s7", *small, "--no-annihilate")
     options = json.loads((tmp_path / "run" / "command.json").read_text())["options"]
     assert (options["recipe"], options["norm"], options["batch_size"]) == ("eva8_s7", "batch", 128)
@@ -266,7 +260,7 @@ def test_eva6_s8_is_the_run_of_the_published_notebook():
 
 
 def test_ctrl_c_ends_a_run_with_its_own_status(tmp_path):
-    options = ["--data", "shapes", "--limit", "40", "--out", str(tmp_path / "run")]
+    options = ["--data", "shapes", "--limit", "10", "--out", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "main.py"), *options, "--epochs", "500"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:

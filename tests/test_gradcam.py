@@ -105,7 +105,7 @@ def test_agrees_with_the_grad_cam_package(name):
     model = calibrated(build(), side)
     images = torch.randn(3, 3, side, side)
     reference_model = out_of_place(model)
-    for classes in (None, 3):
+    for classes in (None, 3) if name == "small_resnet" else (None,):
         maps = GradCAM(model, layers)(images, classes)
         targets = None if classes is None else [ClassifierOutputTarget(classes)] * 3
         for layer in layers:

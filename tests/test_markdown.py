@@ -33,7 +33,7 @@ def test_escaped_text_is_shown_as_it_is(name):
 NASTY = "<script>alert(1)</script>|[x](http://a.b)\n# `*_$"
 
 
-def test_class_names_inject_nothing(tmp_path, own_data):
+def test_class_names_inject_nothing(tmp_path, own_data, undrawn):
     own_data.classes = [NASTY, "$x$ **bold**"]
     model = Sign()
     fit = {"epochs": 1, "optimizer": SGD(model.parameters(), lr=1e-9), "checkpoint": tmp_path / "run", "log": None}

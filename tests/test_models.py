@@ -16,13 +16,14 @@ def norms_in(model):
 @pytest.mark.parametrize("name", sorted(set(list_models()) - {"vit"}))
 @pytest.mark.parametrize("norm", NORMS)
 def test_holds_the_chosen_norm_and_no_other(name, norm):
-    model = create_model(name, num_classes=7, norm=norm)
+    with torch.device("meta"):
+        model = create_model(name, num_classes=7, norm=norm)
     kind = type(make_norm(norm)(64))
     assert {type(module) for module in norms_in(model)} == {kind}
     if norm == "layer":
         assert {module.num_groups for module in norms_in(model)} == {1}
     for side in (9 if name.startswith("whitened") else 8, 13, 32):
-        assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
+        assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,8 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
 )
 def test_parameter_and_norm_counts(name, norms, parameters):
     for norm in ("batch", "layer"):
-        model = create_model(name, norm=norm)
+        with torch.device("meta"):
+            model = create_model(name, norm=norm)
         assert sum(parameter.numel() for parameter in model.parameters()) == parameters
         assert len(norms_in(model)) == norms
 
@@ -166,12 +168,21 @@ def test_unknown_names_are_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "small_resnet"])
-def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in(name):
-    model = create_model(name, norm="layer", standardize=True)
+def test_every_convolution_may_be_standardized_and_has_no_parameter_more(name):
+    with torch.device("meta"):
+        plain, model = (create_model(name, norm="layer", standardize=standardize) for standardize in (False, True))
+    kinds = [[type(module).__name__ for module in each.modules()] for each in (plain, model)]
+    assert "StandardizedConv2d" not in kinds[0] and "Conv2d" not in kinds[1]
+    assert kinds[1].count("StandardizedConv2d") == kinds[0].count("Conv2d") > 0
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (plain, model)]
+    assert sizes[0] == sizes[1]
+
+
+def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in():
+    model = create_model("small_resnet", norm="layer", standardize=True)
     used = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            assert type(module).__name__ == "StandardizedConv2d"
             with torch.no_grad():
                 module.weight.mul_(3).add_(0.5)
                 eye = torch.eye(module.in_channels * module.kernel_size[0] ** 2)
@@ -182,7 +193,4 @@ def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in(name):
             expected = torch.full((len(weight),), 2 / len(eye))
             torch.testing.assert_close(weight.var(1, correction=0), expected, rtol=1e-3, atol=0)
             used.append(weight)
-    plain = create_model(name, norm="layer")
-    assert len(used) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
-    sizes = [sum(p.numel() for p in each.parameters()) for each in (model, plain)]
-    assert sizes[0] == sizes[1]
+    assert len(used) == 9

@@ -53,12 +53,12 @@ def test_long_class_names_do_not_overlap(count):
     for figure in (
         plotting.plot_images(shown, LongNames),
         plotting.plot_gradcam(model, shown, LongNames),
-        plotting.plot_gradcam(model, shown, LongNames, layers=["layer1", "layer2", "layer3", "layer3.4"]),
+        plotting.plot_gradcam(model, shown[:3], LongNames, layers=["layer1", "layer2", "layer3", "layer3.4"]),
     ):
         assert overlaps(figure) == ([], [])
 
 
-@pytest.mark.parametrize("name", ["W" * 13, "M" * 16, "W" * 40, "moving van mammoth"])
+@pytest.mark.parametrize("name", ["W" * 13, "M" * 16, "W" * 40, "moving van mammoth", "[x](y)\n# `*_$ and $ again"])
 def test_wide_class_names_do_not_overlap(name):
     model = create_model("small_resnet")
     wide = SimpleNamespace(classes=[name] * 10, mean=LongNames.mean, std=LongNames.std)
@@ -67,7 +67,7 @@ def test_wide_class_names_do_not_overlap(name):
     for figure in (
         plotting.plot_images(shown, wide),
         plotting.plot_gradcam(model, shown, wide, layers=["layer2"]),
-        plotting.plot_gradcam(model, shown, wide, layers=["layer1", "layer2", "layer3", "layer3.4"]),
+        plotting.plot_gradcam(model, shown[:3], wide, layers=["layer1", "layer2", "layer3", "layer3.4"]),
     ):
         assert overlaps(figure) == ([], [])
 

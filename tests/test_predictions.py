@@ -7,9 +7,9 @@ from conftest import random_batches
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from eva_utils import main as engine
-from eva_utils.models import create_model
 from eva_utils.utils.data import load_data
 from eva_utils.utils.predictions import predict
+from eva_utils.utils.runtime import autocast
 
 SAMPLES = random_batches(41)
 
@@ -34,12 +34,16 @@ def test_probabilities_are_by_position(predictions, tiny_net):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_its_accuracy_equals_tests(precision):
-    data, model = load_data("shapes", limit=40, batch_size=32), create_model("small_resnet")
-    engine.fit(model, data.train, data.test, epochs=1, log=None, device="cpu", precision=precision)
-    found = predict(model, data.test, device="cpu", precision=precision)
-    score = engine.test(model, data.test, device="cpu", precision=precision)
+def test_it_computes_in_the_precision_asked_for_and_its_accuracy_equals_tests(precision, tiny_net):
+    loader = DataLoader(SAMPLES, batch_size=8)
+    found = predict(tiny_net, loader, device="cpu", precision=precision)
+    score = engine.test(tiny_net, loader, device="cpu", precision=precision)
     assert (found.accuracy, len(found)) == (score.accuracy, score.samples)
+    layout = {"memory_format": torch.channels_last if precision == "bfloat16" else torch.preserve_format}
+    tiny_net.to(**layout).eval()
+    with torch.no_grad(), autocast(torch.device("cpu"), getattr(torch, precision)):
+        logits = [tiny_net(images.to(**layout)) for images, _ in loader]
+    assert torch.equal(found.probabilities, torch.cat(logits).float().softmax(1))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

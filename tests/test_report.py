@@ -145,7 +145,7 @@ def test_a_broken_rule_is_in_the_report(run, data, undrawn):
     assert "1 of 2 rules pass." in text and "FAIL         epochs      2 (required: 3)" in repr(report)
 
 
-def test_chosen_layers_are_explained(run, data):
+def test_chosen_layers_are_explained(run, data, undrawn):
     folder, model, _ = run
     brief = Brief("title", "objective", layers=("conv", "norm"), misclassified=20, correct=5, least_map=5)
     report = write_report(folder, model, data, brief)
@@ -221,7 +221,7 @@ def test_a_compiled_model_has_a_report_and_plain_weights(tmp_path, data, undrawn
     load_weights(TinyNet(10), tmp_path / "run")
 
 
-def test_a_model_without_a_map_has_a_report_without_gradcam(tmp_path, data):
+def test_a_model_without_a_map_has_a_report_without_gradcam(tmp_path, data, undrawn):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     fit = {"optimizer": SGD(model.parameters(), lr=0.01), "checkpoint": tmp_path / "run", "log": None}
     engine.fit(model, data.train, data.test, epochs=1, **fit)
@@ -236,7 +236,7 @@ def tokens_as_map(output):
     return output[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
 
 
-def test_a_transformer_of_ones_own_is_explained_by_the_layer_and_reshape_given(tmp_path, data):
+def test_a_transformer_of_ones_own_is_explained_by_the_layer_and_reshape_given(tmp_path, data, undrawn):
     from torchvision.models import VisionTransformer
 
     model = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=10)

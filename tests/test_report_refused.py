@@ -91,7 +91,7 @@ def test_things_that_are_no_model_and_no_data_are_refused(run, data):
     refused(run[0], run[1], data.test, "data is what load_data returned; Loader has no train", kind=TypeError)
 
 
-def test_a_readme_of_ones_own_is_never_written_over(run, data):
+def test_a_readme_of_ones_own_is_never_written_over(run, data, undrawn):
     folder, model, _ = run
     (folder / "README.md").write_text("my thesis")
     refused(folder, model, data, r"README\.md was edited or written by hand; rename it")
@@ -136,7 +136,7 @@ def test_sealed_figures_are_sound_pictures(run, data):
             assert re.fullmatch("[0-9a-f]{64}", picture.text["eva_utils sha256"])
 
 
-def test_line_ends_do_not_break_the_seal(run, data):
+def test_line_ends_do_not_break_the_seal(run, data, undrawn):
     folder, model, _ = run
     path = write_report(folder, model, data).path
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -144,7 +144,7 @@ def test_line_ends_do_not_break_the_seal(run, data):
     assert b"\r" not in path.read_bytes()
 
 
-@pytest.mark.parametrize("files", range(8))
+@pytest.mark.parametrize("files", [0, 1, 6, 7])
 def test_a_report_that_was_interrupted_is_written_by_the_next(run, data, monkeypatch, files):
     """After 0 to 7 of its files, with the temporary file of the next left behind."""
     folder, model, _ = run
