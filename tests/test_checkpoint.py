@@ -31,6 +31,15 @@ def test_what_a_run_leaves_on_disk(tmp_path):
     assert (score.accuracy, score.loss) == (history.best["test_accuracy"], history.best["test_loss"])
 
 
+@pytest.mark.parametrize(("ema", "times"), [(None, 6), (0.9, 8)])
+def test_a_run_takes_six_times_its_weights_on_disk_and_eight_with_their_average(ema, times, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1300), nn.Linear(1300, 4))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    loader = DataLoader(random_batches(16), batch_size=8)
+    engine.fit(model, loader, loader, epochs=3, ema=ema, checkpoint=tmp_path, **QUIET)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == pytest.approx(times * weights, rel=0.05)
+
+
 def test_a_finished_run_returns_its_history_and_weights(tmp_path):
     model, history = make_run(epochs=3, checkpoint=tmp_path)
     again_model, again = make_run(epochs=3, checkpoint=tmp_path, resume="auto")

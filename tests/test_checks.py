@@ -118,6 +118,16 @@ def test_whole_numbers(value):
         checks.check_whole("epochs", value, 1)
 
 
+def test_whole_numbers_have_a_highest(tiny_net):
+    assert checks.check_whole("size", 10_000, 8, 10_000) == 10_000
+    with pytest.raises(ValueError, match="n is a whole number of at most 2147483647, not 2147483648"):
+        checks.check_whole("n", 2**31, 1)
+    with pytest.raises(ValueError, match="size is a whole number of at most 10000, not 10001"):
+        load_data("no such folder", size=10_001)
+    with pytest.raises(ValueError, match="epochs is a whole number of at most 2147483647, not 2147483648"):
+        fit(tiny_net, [(IMAGES, LABELS)], epochs=2**31)
+
+
 @pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), "0.1", None, True])
 def test_real_numbers_above_zero(value):
     with pytest.raises(ValueError, match="lr is a number above 0, not "):

@@ -35,9 +35,17 @@ def test_from_inside_the_clone(clone):
     assert python(CHECK, clone / "eva_utils") == str(clone / "eva_utils" / "eva_utils" / "main.py")
 
 
-def test_reloading_the_bare_clone_keeps_one_module(clone):
-    code = "import sys, eva_utils as first, eva_utils.utils.data; assert sys.modules['eva_utils'] is first"
-    python(code, clone)
+def test_reloading_the_bare_clone_keeps_the_module_and_what_is_imported_of_it(clone):
+    code = """
+import importlib, sys
+import eva_utils as first, eva_utils.utils.names
+assert importlib.reload(first) is first is sys.modules["eva_utils"]
+assert first.utils.names is sys.modules["eva_utils.utils.names"]
+import eva_utils.utils.markdown
+print(first.__file__, first.utils.markdown.__file__, sep="\\n")
+"""
+    inner = clone / "eva_utils" / "eva_utils"
+    assert python(code, clone).splitlines() == [str(inner / "__init__.py"), str(inner / "utils" / "markdown.py")]
 
 
 def install(clone, tmp_path, *options):

@@ -30,6 +30,14 @@ def test_curves_show_the_rows_the_best_epoch_and_the_drops():
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
 
 
+def test_a_run_that_was_tested_on_held_out_images_says_so():
+    alone = plotting.plot_history(history([0.1, 0.1]), "validation").axes[0]
+    assert {"train", "validation"} < set(labels(alone)) and "test" not in labels(alone)
+    assert labels(alone)["validation"].get_ydata() == pytest.approx([3, 1.5])
+    several = plotting.plot_history({"a": history([0.1]), "b": history([0.1])}, tested="validation")
+    assert [text.get_text() for text in several.legends[0].get_texts()][-2:] == ["train", "validation"]
+
+
 def test_the_legend_covers_no_curve():
     figure = plotting.plot_history(history([0.1, 0.1, 0.01, 0.01, 0.001]))
     figure.draw_without_rendering()

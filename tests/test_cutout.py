@@ -46,6 +46,14 @@ def test_the_generator_decides_and_torchs_own_is_left_alone():
     assert not torch.equal(first, Cutout(4)(images, torch.Generator().manual_seed(8)))
 
 
+def test_the_square_has_the_colour_that_is_asked_for():
+    images = torch.zeros(20, 3, 16, 16)
+    grey, black = (Cutout(4, fill)(images, torch.Generator().manual_seed(7)) for fill in (0.5, 0.0))
+    assert grey.unique().tolist() == [0, 0.5] and torch.equal(black, images)
+    holes = Cutout(4)(images + 1, torch.Generator().manual_seed(7)) == 0
+    assert torch.equal(grey == 0.5, holes) and repr(Cutout(4, 0.5)) == "Cutout(4, fill=0.5)"
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, "16", True])
 def test_refuses_a_size_that_is_no_side(size):
     with pytest.raises(ValueError, match="Cutout's size is its side in pixels, a positive whole number"):

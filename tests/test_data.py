@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from eva_utils.utils import data as D
+from eva_utils.utils.images import ImageFiles
 from eva_utils.utils.splits import stratified
 from eva_utils.utils.transforms import denormalize
 
@@ -105,6 +106,22 @@ def test_limit_keeps_so_many_of_each_split():
     assert data.test.labels.bincount().tolist() == [3] * 10
 
 
+def test_the_seed_chooses_which_images_a_limit_keeps(image_folder):
+    first, again, other = (D.load_data(image_folder, limit=4, seed=seed) for seed in (1, 1, 2))
+    assert first.train.labels.tolist() == other.train.labels.tolist() == [0, 0, 1, 1]
+    for part in ("train", "test"):
+        kept, kept_again, kept_other = (getattr(data, part).images for data in (first, again, other))
+        assert torch.equal(kept, kept_again) and not torch.equal(kept, kept_other)
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(9000, torch.Tensor), (8999, ImageFiles)])
+def test_images_that_take_up_to_half_of_the_memory_are_kept_in_it(memory, kept, image_folder, monkeypatch):
+    """These are 15 of 3x10x10 bytes each, 4,500 in all."""
+    monkeypatch.setattr(D, "memory_bytes", lambda device: memory)
+    data = D.load_data(image_folder)
+    assert isinstance(data.train.images, kept) and isinstance(data.test.images, kept)
+
+
 def test_numpys_numbers_and_paths_are_taken_as_pythons():
     counts = {"batch_size": 8, "limit": 20, "validation": 10, "size": 16}
     data = D.load_data(Path("shapes"), **{name: np.int64(count) for name, count in counts.items()})
@@ -160,6 +177,22 @@ def test_cifar10_is_read_from_its_own_format(tmp_path, monkeypatch):
     expected = pickle.loads((folder / "test_batch").read_bytes())
     assert torch.equal(data.test.images.flatten(1), torch.from_numpy(expected["data"]))
     assert data.test.labels.tolist() == expected["labels"]
+
+
+@pytest.mark.filterwarnings("ignore:. of 10 classes")
+@pytest.mark.parametrize("changed", [{"size": 16}, {"test_share": 0.4}])
+def test_cifar10_of_other_images_has_statistics_of_its_own(changed, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    make_cifar10(tmp_path)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    data = D.load_data("cifar10", root=tmp_path, **changed)
+    pixels = data.train.images.double() / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, pixels.std((0, 2, 3), correction=0), rtol=1e-12)
+    same = D.load_data("cifar10", root=tmp_path, size=32)
+    assert (same.mean, same.std) == (D.CIFAR10_MEAN, D.CIFAR10_STD)
 
 
 def test_damaged_cifar10_is_refused(tmp_path):

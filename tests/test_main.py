@@ -203,6 +203,26 @@ def test_the_meter_is_read_once_an_epoch(tiny_net, monkeypatch):
         assert len(reads) == 1
 
 
+@pytest.mark.parametrize(("seconds", "reads"), [(0.0, 1), (0.2, 4), (0.6, 11)])
+def test_a_live_bar_reads_the_meter_every_half_second_and_at_the_end(seconds, reads, tiny_net, monkeypatch, capsys):
+    """Of an epoch of ten batches that take so many seconds each."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    class Timed(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                clock.now += seconds
+                yield batch
+
+    monkeypatch.setattr("eva_utils.utils.progress.time", clock)
+    monkeypatch.setattr("eva_utils.utils.progress._is_watched", lambda stream: True)
+    seen, score = [], engine.Meter.score
+    monkeypatch.setattr(engine.Meter, "score", lambda meter: seen.append(meter) or score(meter))
+    batches = Timed(DataLoader(random_batches(40), batch_size=4))
+    engine.train(tiny_net, batches, torch.optim.SGD(tiny_net.parameters(), lr=0.01), device="cpu", precision="float32")
+    assert len(seen) == reads and "Batch_id=9" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_waits_do_not_grow_with_the_batches(tiny_net):
     optimizer = torch.optim.SGD(tiny_net.cuda().parameters(), lr=0.01)
@@ -234,3 +254,24 @@ def test_weights_are_channels_last_in_half_precision_alone():
         model = TinyNet()
         engine.fit(model, *new_loaders(), epochs=1, log=None, device="cpu", precision=precision)
         assert model.conv.weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
+def global_flags():
+    """How torch multiplies and convolves everywhere in this process."""
+    backends = torch.backends
+    return {
+        "matmul": torch.get_float32_matmul_precision(),
+        "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "mkldnn": backends.mkldnn.enabled,
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+    }
+
+
+def test_a_run_changes_no_flag_of_torch(tiny_net, loaders):
+    before = global_flags()
+    engine.fit(tiny_net, *loaders, epochs=1, ema=0.9, clip=1.0, seed=3, **QUIET)
+    assert global_flags() == before

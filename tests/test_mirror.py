@@ -42,6 +42,22 @@ def test_a_lost_run_resumes_exactly_from_its_mirror(tmp_path):
     assert contents(mirror) == contents(run)
 
 
+def test_the_note_of_the_command_is_mirrored_and_brought_back_in_place_of_a_newer_one(tmp_path):
+    """The command line notes a new run before it finds out that the mirror has one to resume."""
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    run.mkdir()
+    (run / "command.json").write_bytes(b"the first command")
+    make_run("plateau", checkpoint=run, mirror=mirror, log=StopAfter(1))
+    assert contents(mirror) == contents(run)
+    assert (mirror / "command.json").read_bytes() == b"the first command"
+    shutil.rmtree(run)
+    run.mkdir()
+    (run / "command.json").write_bytes(b"the second command")
+    make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, resume=True)
+    assert (run / "command.json").read_bytes() == b"the first command"
+    assert contents(mirror) == contents(run)
+
+
 @pytest.mark.parametrize("which", ["checkpoint", "mirror"])
 def test_a_google_drive_that_is_not_mounted_is_refused(which, tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "_COLAB", tmp_path)

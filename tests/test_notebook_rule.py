@@ -2,14 +2,15 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from audited import only, record, small
 
 from eva_utils.utils.assignments import Brief
-from eva_utils.utils.brief import audit
+from eva_utils.utils.brief import audit, audit_plan
 from eva_utils.utils.data import load_data
-from eva_utils.utils.notebook import definitions
+from eva_utils.utils.notebook import cells_run_here, definitions
 
 MOVE = "; move that to a .py file, import it, restart and run all cells"
 
@@ -89,3 +90,44 @@ def test_a_broken_notebook_is_named(data, tmp_path, content):
     (tmp_path / "a.ipynb").write_text(content)
     with pytest.raises(ValueError, match=r"a\.ipynb cannot be read as a notebook"):
         plain(data, tmp_path / "a.ipynb")
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """A notebook in which these cells have run, the first of them empty as IPython's history has it."""
+
+    def run(*cells):
+        history = SimpleNamespace(input_hist_raw=["", *cells])
+        shell = SimpleNamespace(history_manager=history)
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+        monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
+
+    return run
+
+
+def test_the_cells_that_have_run_here_are_those_of_the_notebook_around(typed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert cells_run_here() is None  # IPython is imported, and runs nothing
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert cells_run_here() is None
+    typed("x = 1", " \n", "def f(): pass")
+    assert cells_run_here() == ["x = 1", "def f(): pass"]
+
+
+def test_a_run_in_a_notebook_is_judged_by_what_has_run_in_it(data, typed):
+    typed("import torch", "x = 1")
+    finding = plain(data, None)
+    assert (finding.verdict, finding.found) == ("pass", "this notebook since its start: 2 code cells, none defines any")
+    typed("x = 1", "class Net: pass")
+    finding = plain(data, None)
+    assert (finding.verdict, finding.found) == ("FAIL", f"this notebook since its start: defines Net{MOVE}")
+
+
+def test_a_plan_is_judged_by_the_notebook_it_is_made_in_alone(data, typed):
+    model, rules = small(), Brief("title", "objective", plain_notebook=True)
+    model(next(iter(data.test))[0])
+    assert audit_plan(rules, model, data).findings == []
+    typed("class Net: pass")
+    finding = only(audit_plan(rules, model, data))
+    assert (finding.rule, finding.verdict) == ("notebook", "FAIL")
+    assert finding.found == f"this notebook since its start: defines Net{MOVE}"

@@ -1,4 +1,5 @@
 import random
+from html import unescape
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from conftest import random_batches
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from eva_utils import main as engine
+from eva_utils.utils import sections
 from eva_utils.utils.data import load_data
-from eva_utils.utils.predictions import predict
+from eva_utils.utils.predictions import Predictions, predict
 from eva_utils.utils.runtime import autocast
 
 SAMPLES = random_batches(41)
@@ -188,3 +190,20 @@ def test_a_loaders_own_generator_stays_as_it_was(look, tiny_net):
     loader, state = DataLoader(random_batches(20), batch_size=8, generator=generator), generator.get_state()
     look(tiny_net, loader)
     assert torch.equal(generator.get_state(), state)
+
+
+def test_a_class_without_images_has_no_accuracy_and_none_in_the_report():
+    said, target = torch.tensor([0, 0, 2, 1]), torch.tensor([0, 2, 2, 2])
+    probabilities = torch.eye(3)[said]
+    found = Predictions(None, probabilities, said, target)
+    accuracies = found.class_accuracy()
+    assert accuracies.dtype == torch.float64 and accuracies[1].isnan()
+    assert accuracies[[0, 2]].tolist() == pytest.approx([100, 100 / 3])
+    predicted = {"probabilities": probabilities, "predicted": said, "target": target}
+    section = sections.confusion({"predictions": predicted, "data": {"classes": ["cat", "dog", "owl"]}})
+    rows = [[unescape(cell.strip()) for cell in line.split("|")[1:-1]] for line in section.splitlines()[2:5]]
+    assert rows == [
+        ["cat", "1", "100.00%", "nothing else"],
+        ["dog", "0", "-", "nothing else"],
+        ["owl", "3", "33.33%", "cat (1)"],
+    ]

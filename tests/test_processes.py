@@ -149,3 +149,12 @@ def test_one_process_is_no_group():
     with processes.process_group(), processes.parallel(model) as trained:
         assert trained is model and processes.count() == 1 and processes.rank() == 0
         assert processes.gather("x") == ["x"] and processes.first_does(lambda: 3) == 3
+
+
+def test_a_part_without_a_label_holds_its_image_augmented_as_the_whole_batch_is():
+    images = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8)
+    loader = Loader(images, torch.arange(9), train_transform("eva6_s8", (0,) * 3, (1,) * 3), batch_size=4)
+    *_, (last, labels) = loader.shard(1, 2)
+    plain = train_transform("none", (0,) * 3, (1,) * 3)(images[8:], torch.Generator())
+    assert last.dtype == plain.dtype == torch.float32 and last.shape == plain.shape and len(labels) == 0
+    assert not torch.equal(last, plain)

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import QUIET, random_batches
+from conftest import QUIET, TinyNet, random_batches
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,6 +68,42 @@ def test_auto_precision(device, native, bf16, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(runtime, "_cpu_computes_bfloat16", lambda: bf16)
     assert runtime.pick_precision("auto", torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"),
+    [
+        ("cpu", "float32", None),
+        ("cuda", "float32", None),
+        ("cpu", "bfloat16", True),
+        ("cuda", "bfloat16", True),
+        ("cuda", "float16", True),
+        ("mps", "float16", None),
+        ("mps", "bfloat16", None),
+    ],
+)
+def test_an_optimizer_steps_in_one_kernel_in_half_precision_where_torch_has_it(device, precision, fused):
+    assert runtime.can_fuse(torch.device(device), runtime.PRECISIONS[precision]) is fused
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("float32", None), ("bfloat16", True)])
+def test_the_optimizer_that_fit_makes_steps_in_one_kernel_and_one_it_was_given_stays(
+    precision, fused, tiny_net, loaders, monkeypatch
+):
+    made = []
+
+    class Noted(torch.optim.SGD):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    given = torch.optim.SGD(tiny_net.parameters(), lr=0.01)
+    monkeypatch.setattr(torch.optim, "SGD", Noted)
+    options = {**QUIET, "precision": precision}
+    engine.fit(tiny_net, *loaders, epochs=1, optimizer=given, **options)
+    assert made == [] and given.param_groups[0]["fused"] is None
+    engine.fit(TinyNet(), *loaders, epochs=1, **options)
+    assert [optimizer.param_groups[0]["fused"] for optimizer in made] == [fused]
 
 
 def test_bfloat16_on_a_gpu_that_emulates_it_is_warned_of(monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,22 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         verified.save_verified(path, {"epoch": 2})
     assert verified.load_verified(path) == {"epoch": 1} and [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_what_the_disk_gives_back_otherwise_is_not_kept(tmp_path, monkeypatch):
+    path, read = tmp_path / "state.pt", Path.read_bytes
+    verified.write_atomic(path, b"the first")
+
+    def worn(file):
+        content = read(file)
+        return content[:-1] + b"?" if file.suffix == ".tmp" else content
+
+    monkeypatch.setattr(Path, "read_bytes", worn)
+    with pytest.raises(
+        OSError, match=r"state\.pt was not written correctly: the disk returned other bytes; state\.pt is"
+    ):
+        verified.write_atomic(path, b"the second")
+    assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("state.pt", b"the first")]
 
 
 def test_only_tensors_and_plain_values_are_saved(tmp_path):
