@@ -23,7 +23,7 @@ from eva_utils import main as engine
 from eva_utils.utils import shapes, sources
 from eva_utils.utils.runtime import seed_everything
 
-pytest.register_assert_rewrite("audited", "cells", "drawn", "plain", "reporting", "runs", "together")
+pytest.register_assert_rewrite("audited", "cells", "command", "drawn", "plain", "reporting", "runs", "together")
 pytest_plugins = ["reporting"]
 
 ROOT = Path(__file__).resolve().parent.parent

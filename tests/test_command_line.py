@@ -6,10 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 
 import pytest
+from command import parse, run
 from conftest import ROOT
 
 import eva_utils
@@ -18,10 +17,6 @@ from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.history import History
 from eva_utils.utils.sources import SOURCES
 from eva_utils.utils.transforms import RECIPES
-
-
-def parse(arguments):
-    return runpy.run_path(str(ROOT / "main.py"))["parse"](arguments)
 
 
 @pytest.mark.parametrize(
@@ -36,18 +31,6 @@ def parse(arguments):
 def test_messages_name_options_as_one_types_them(message, shown):
     main = runpy.run_path(str(ROOT / "main.py"))
     assert main["as_options"](message, main["parse"](["--out", "runs/lr=0.1"])) == shown
-
-
-def run(*arguments, code=0):
-    """Run it here; return what it printed, or its complaint."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-    assert end.value.code == code, out.getvalue() + err.getvalue()
-    assert "Traceback" not in err.getvalue()
-    return out.getvalue() if code == 0 else err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,10 @@
 """Every option of the command line reaches the part of the run that it is of; nothing is trained."""
 
 import json
-import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 
 import pytest
 import torch
-from conftest import ROOT
+from command import run
 from torch import nn
 
 import eva_utils
@@ -18,16 +14,6 @@ from eva_utils.utils.data import load_data
 from eva_utils.utils.history import History
 from eva_utils.utils.transforms import test_transform as plain_transform
 from eva_utils.utils.verified import save_verified
-
-
-def command_line(*arguments):
-    """Run it here; return its status and what it printed, errors last."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-    return end.value.code, out.getvalue() + err.getvalue()
 
 
 @pytest.fixture
@@ -42,8 +28,8 @@ def given(image_folder, tmp_path, monkeypatch):
     def of(*arguments):
         got.clear()
         options = ["--data", image_folder, "--device", "cpu", "--out", tmp_path / "run", *arguments]
-        status, printed = command_line(*options)
-        assert status == 130 and got, printed
+        printed = run(*options, code=130)
+        assert got, printed
         return dict(got)
 
     monkeypatch.setattr(eva_utils, "fit", fit)
@@ -148,15 +134,14 @@ def recorded(image_folder, tmp_path):
 
 def test_a_run_is_scored_by_its_own_mean_and_std_and_loss(recorded, image_folder):
     """Those of the images that it is scored on may be others."""
-    run, note, data = recorded
-    status, printed = command_line("--evaluate", run, "--data", image_folder, "--device", "cpu")
-    assert status == 0, printed
+    folder, note, data = recorded
+    printed = run("--evaluate", folder, "--data", image_folder, "--device", "cpu")
     own = data.test.transform
     lines = {}
     for name, transform in (("noted", plain_transform(note["mean"], note["std"])), ("own", own)):
         data.test.transform = transform
         for which in ("best", "last"):
-            model = eva_utils.load_weights(create_model("small_resnet", num_classes=2), run, which)
+            model = eva_utils.load_weights(create_model("small_resnet", num_classes=2), folder, which)
             loss = nn.CrossEntropyLoss(label_smoothing=0.1)
             score = engine.test(model, data.test, criterion=loss, device="cpu", precision="float32")
             said = f"{score.correct}/{score.samples} ({score.accuracy:.2f}%), loss {score.loss:.4f}; "
