@@ -68,7 +68,8 @@ def install(clone, tmp_path, *options):
 def test_installed(clone, tmp_path):
     executable = install(clone, tmp_path)
     assert str(tmp_path / "venv") in python(CHECK, tmp_path, executable)
-    assert str(tmp_path / "venv") in python("import eva_utils; print(eva_utils.__file__)", clone, executable)
+    bare = python("import eva_utils; print(eva_utils.__file__)", clone, executable)
+    assert bare == str(clone / "eva_utils" / "eva_utils" / "__init__.py")
 
 
 def test_installed_editable(clone, tmp_path):

@@ -81,6 +81,7 @@ def test_killed_at_any_moment_and_resumed_it_is_bit_identical(precision, delays,
         options = {"precision": precision, "checkpoint": folder}
         process = ALONE.Process(target=train_telling, args=(teller,), kwargs=options)
         process.start()
+        teller.close()
         while not lines.recv().startswith("Test set"):  # an epoch has ended: it is about to be saved
             pass
         time.sleep(delay)

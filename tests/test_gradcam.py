@@ -12,7 +12,6 @@ from torch import nn
 
 from eva_utils.models import create_model
 from eva_utils.utils.assignments import Brief
-from eva_utils.utils.averaging import MovingAverage
 from eva_utils.utils.brief import audit_plan
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM, overlay
@@ -179,7 +178,9 @@ def test_what_a_model_keeps_in_attributes_is_as_before_and_its_copies_hold_the_v
     assert summary(model, (3, 32, 32))
     for rules in ({"depth": 2}, {"norm": "LayerNorm"}):
         assert audit_plan(Brief("title", "objective", **rules), model, load_data("shapes", limit=10)).findings
-    assert MovingAverage(model, 0.9).module.calls == 1
+    model.turned = model.fc.weight.t()
+    with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
+        copy_model(model)  # whose view would not follow its own weight
 
 
 def test_surroundings_do_not_change_the_maps():

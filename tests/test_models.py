@@ -26,6 +26,13 @@ def test_holds_the_chosen_norm_and_no_other(name, norm):
         assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", sorted(set(list_models()) - {"vit"}))
+def test_logits_are_finite_in_both_modes(name):
+    model = create_model(name, norm="layer")
+    for training in (True, False):
+        assert model.train(training)(torch.randn(2, 3, 9, 9)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     "name, norms, parameters",
     [

@@ -10,6 +10,7 @@ import pytest
 from cells import made_smaller, run
 from conftest import ROOT
 
+import eva_utils
 from assignment.run_notebook import as_shown, keep_outputs
 from eva_utils.models import create_model
 from eva_utils.utils import page
@@ -17,7 +18,6 @@ from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.brief import audit_plan
 from eva_utils.utils.data import load_data
 from eva_utils.utils.history import History
-from eva_utils.utils.options import make_parser
 from eva_utils.utils.plotting import plot_history
 from eva_utils.utils.seal import is_sealed
 from eva_utils.utils.verified import load_verified
@@ -54,7 +54,8 @@ def test_about_ten_calls_and_no_definition(path):
     calls = [ast.unparse(node.func) for node in tree if isinstance(node, ast.Call)]
     own = [name for name in calls if name.startswith("eva.")]
     assert 8 <= len(set(own) - CHOOSING_A_RATE) <= 12
-    assert {"eva.fit", "eva.plot_gradcam", "eva.write_report"} < set(own)
+    network = f"eva.{BRIEFS[path.stem].options['model']}"
+    assert {network, "eva.fit", "eva.plot_gradcam", "eva.write_report"} < set(own)
     assert code[0].startswith("![ -d eva_utils ] || git clone --quiet https://github.com/")
     (parameters,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     assert f"epochs = {BRIEFS[path.stem].epochs}\n" in "".join(parameters["source"])
@@ -128,14 +129,28 @@ def test_a_notebook_runs_in_a_kernel_and_leaves_its_report(clone, tmp_path):
     check(name, folder, json.dumps(executed.cells[-1]["outputs"]), json.dumps(executed))
 
 
+def network_of(name, data):
+    """The model that an assignment's notebook builds, without one that its options name."""
+    path, options = ROOT / "assignment" / name / f"{name}.ipynb", BRIEFS[name].options
+    if not path.exists():
+        return create_model(options["model"], norm=options["norm"], standardize=options["standardize"])
+    (line,) = [line for cell in cells(path) for line in "".join(cell["source"]).splitlines() if line[:8] == "model = "]
+    return eval(line.removeprefix("model = "), {"eva": eva_utils, "data": data})
+
+
 @pytest.mark.parametrize("name", BRIEFS)
 def test_the_network_of_an_assignment_keeps_its_rules(name):
-    options = {**vars(make_parser().parse_args([])), **BRIEFS[name].options}
-    standardized = {"standardize": True} if options.get("standardize") else {}
-    model = create_model(options["model"], norm=options["norm"], **standardized)
-    found = {each.rule: each for each in audit_plan(name, model, load_data("shapes", limit=10)).findings}
-    rules = {"network", "convolutions and linear layers", "normalization", "Grad-CAM layers", "Grad-CAM maps"}
-    assert rules & set(found) and {found[rule].verdict for rule in rules & set(found)} == {"pass"}
+    data, brief = load_data("shapes", limit=10), BRIEFS[name]
+    found = {each.rule: each for each in audit_plan(brief, network_of(name, data), data).findings}
+    asked = {
+        "network": brief.model,
+        "convolutions and linear layers": brief.depth,
+        "normalization": brief.norm,
+        "Grad-CAM layers": brief.layers,
+        "Grad-CAM maps": brief.least_map,
+    }
+    verdicts = {rule: found[rule].verdict for rule, required in asked.items() if required is not None}
+    assert verdicts and set(verdicts.values()) == {"pass"}
 
 
 def notebook(*outputs, injected=False):

@@ -41,7 +41,18 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
     state = rng_state()
     report = preflight(model, data)
     assert report.passed and len(report.checks) == 10 and "FAIL" not in str(report)
-    assert report.checks[0].name == "every layer is known to the model"
+    assert [check.name for check in report.checks] == [
+        "every layer is known to the model",
+        "outputs are logits",
+        "evaluation is repeatable",
+        "loss starts near chance",
+        "one batch can be learnt",
+        "gradients reach every parameter",
+        "train and test share no image",
+        "RandomCrop changes pixels",
+        "RandomRotate changes pixels",
+        "Cutout changes pixels",
+    ]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     after = rng_state()
@@ -367,6 +378,32 @@ class FlipsAll(nn.Module):
 
     def forward(self, images, generator=None):
         return images.flip(-1) if torch.rand((), generator=generator) < self.p else images
+
+
+class Broken(nn.Module):
+    """Its first layer gets no gradient, its logits are too large, and dropout goes on in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(3072, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return 300 * F.dropout(self.fc(self.body(x.flatten(1)).detach()), 0.1)
+
+
+def test_each_mistake_has_its_line_in_the_table(data):
+    transform = Compose(Forgets(), Normalize(data.mean, data.std))
+    train = Loader(data.train.images, data.train.labels, transform, batch_size=64, shuffle=True)
+    test = Loader(data.train.images[:30], data.train.labels[:30], data.test.transform)
+    problems = failed(preflight(Broken(), dataclasses.replace(data, train=train, test=test)))
+    assert set(problems) - {"one batch can be learnt"} == {
+        "evaluation is repeatable",
+        "loss starts near chance",
+        "gradients reach every parameter",
+        "train and test share no image",
+        "Forgets changes pixels",
+    }
+    assert "not body.weight" in problems["gradients reach every parameter"].found
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,22 @@ def test_resuming_what_does_not_fit_is_refused_naming_the_difference(change, mes
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+class Cools(TinyNet):
+    """Its dropout falls with every batch it is trained on."""
+
+    def forward(self, x):
+        if self.training:
+            self.drop.p *= 0.9
+        return super().forward(x)
+
+
+def test_a_layer_that_changes_as_the_model_trains_does_not_stop_a_resume(tmp_path):
+    model = Cools()
+    engine.fit(**other_run(model=model), epochs=1, checkpoint=tmp_path)
+    for resumed in (model, Cools()):  # the cell that was run again, and a new session
+        assert len(engine.fit(**other_run(model=resumed), epochs=2, checkpoint=tmp_path, resume=True)) == 2
+
+
 SMOOTHED = partial(F.cross_entropy, label_smoothing=0.1)
 
 

@@ -121,10 +121,14 @@ def by_themselves(out, *options):
     started = []
     for rank in range(2):
         ours, theirs = ALONE.Pipe(duplex=False)
-        process = ALONE.Process(target=_be_one_of_two, args=(rank, port, theirs, str(out), options))
+        process = ALONE.Process(target=_be_one_of_two, args=(rank, port, theirs, str(out), options), daemon=True)
         process.start()
         theirs.close()
         started.append((process, ours))
+    if not all(answer.poll(100) for _, answer in started):
+        for process, _ in started:
+            process.kill()
+        raise TimeoutError("the processes have not ended in 100 seconds")
     (printed, failed), (_, other_failed) = (answer.recv() for _, answer in started)
     for process, _ in started:
         process.join()

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .failures import is_device_lost
-from .parts import copy_model
 from .runtime import unwrap
 
 
@@ -24,7 +23,7 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(copy_model(unwrap(model)), use_buffers=True)
+        super().__init__(unwrap(model), use_buffers=True)
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:

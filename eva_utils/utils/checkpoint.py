@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checks import check_model
 from .history import History
 from .runtime import unwrap
 from .trained import note_trained
@@ -32,7 +31,8 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
         ValueError: `which` is neither, the file is damaged, or the weights are of another model.
         TypeError: `model` is no model.
     """
-    check_model(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     if which not in ("best", "last"):
         raise ValueError(f"which is 'best' or 'last', not {which!r}")
     if Path(run).is_file():

@@ -134,7 +134,7 @@ class GradCAM:
     @contextmanager
     def _quiet(self, images: Tensor) -> Iterator[Tensor]:
         """Yield a copy of the images on the model's device and in its dtype; while the context lasts the model is in
-        evaluation mode and autocast off, and all that a forward pass changes is put back at its end.
+        evaluation mode and autocast off, and attributes, buffers and random generators are put back at its end.
         """
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
             found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__

@@ -109,7 +109,7 @@ def describe_run(
 
 
 def describe_layers(model: Any) -> dict[str, Any]:
-    """Return the class of each layer that has none in it, and the options that torch's layers name as theirs."""
+    """Return the class of each module without submodules, by its name, and the options in its `__constants__`."""
     described = {}
     for name, layer in model.named_modules():
         if not list(layer.children()):
@@ -180,4 +180,5 @@ def _plain(options: dict[str, Any], leave_out: set[str]) -> dict[str, Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    # No subclass, such as an enumeration, which is not saved as a plain value.
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))

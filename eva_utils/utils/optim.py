@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor, nn, optim
 
-from .checks import check_model, check_real, check_whole
+from .checks import check_real, check_whole
 from .muon import Muon
 from .names import unknown_name
 
@@ -21,9 +21,10 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     https://arxiv.org/abs/1812.01187, section 3.1). Frozen parameters are left out.
 
     Raises:
-        TypeError: `model` is no model.
+        TypeError: `model` is no model, nor a loss with parameters.
     """
-    check_model(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},

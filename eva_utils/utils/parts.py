@@ -30,11 +30,12 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy; of a tensor that a forward pass has left in an attribute it holds the values alone.
 
-    Such a tensor may lead to a graph, which torch refuses to copy.
+    Such a tensor may lead to a graph, which torch refuses to copy. A view of a parameter is refused still, since
+    the copy's would not follow the copy's parameter.
     """
-    held = tree_leaves([vars(module) for module in model.modules()])
-    values = {id(part): part.detach().clone() for part in held if isinstance(part, Tensor) and not part.is_leaf}
-    return copy.deepcopy(model, values)
+    tensors = [part for part in tree_leaves([vars(module) for module in model.modules()]) if isinstance(part, Tensor)]
+    left = [part for part in tensors if not part.is_leaf and not isinstance(part._base, nn.Parameter)]
+    return copy.deepcopy(model, {id(part): part.detach().clone() for part in left})
 
 
 def loss_parameters(criterion: Any) -> list[nn.Parameter]:

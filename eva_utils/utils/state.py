@@ -96,6 +96,7 @@ class RunState:
             "generators": [generator.get_state() for generator in self.generators],
             "criterion_left": describe_criterion(self.criterion),
             "layers": self.layers,
+            "layers_left": describe_layers(self.parts["model"]),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -144,7 +145,7 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     if problem:
         raise OtherRunError(f"cannot resume: the model is another one: {problem}; build the one that was trained")
     trained = saved.get("layers", state.layers)  # an earlier version did not save them
-    difference = _difference("model", trained, state.layers, trained, set())
+    difference = _difference("model", trained, state.layers, saved.get("layers_left", trained), set())
     if difference:
         raise OtherRunError(f"cannot resume: {difference}; build the one that was trained, or choose another folder")
     before = saved["history"]["settings"]
