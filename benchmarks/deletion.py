@@ -1,7 +1,7 @@
 """Deletion: how accuracy falls when the pixels that Grad-CAM marks highest are painted over (Petsiuk et al., 2018).
 
     make demo && python benchmarks/deletion.py --run runs/demo
-    python benchmarks/deletion.py --run runs/speedrun-1 --data cifar10-images --model whitened_resnet --standardize
+    python benchmarks/deletion.py --run runs/speedrun-1 --data cifar10-images --model whitened_flip_resnet --standardize
 
 Each test image loses a share of its pixels to the mean colour: those highest in its own map for the predicted
 class; those highest in another image's map, which lie where objects often do; those of random noise as coarse as
