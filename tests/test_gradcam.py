@@ -326,6 +326,10 @@ def test_overlay_mixes_image_and_colours():
     purple, yellow = torch.tensor([68, 1, 84]) / 255, torch.tensor([253, 231, 37]) / 255  # the ends of viridis
     torch.testing.assert_close(mixed[:, 0, 0], 0.75 * image[:, 0, 0] + 0.25 * purple, rtol=0, atol=0.01)
     torch.testing.assert_close(mixed[:, 2, 3], 0.75 * image[:, 2, 3] + 0.25 * yellow, rtol=0, atol=0.01)
+    with pytest.raises(
+        ValueError, match=r"the image has values from 0\.00 to 200\.00, not in \[0, 1\]; divide it by 255"
+    ):
+        overlay(torch.zeros(3, 6, 7).index_fill(2, torch.tensor(1), 200), map_)
     with pytest.raises(ValueError, match=r"the image has values from -?\d.* not in \[0, 1\]; denormalize\(\) it first"):
         overlay(3 * image - 1, map_)
     with pytest.raises(ValueError, match="the map has values from nan to nan, not in"):

@@ -42,7 +42,8 @@ def test_a_report_is_read_from_its_record(written, folder):
     assert repr(found) == (
         f"{folder}: Ada, EVA8 S7: ResNet-18 on CIFAR-10 with Grad-CAM: {found.accuracy:.2f}% at epoch {found.epoch}; "
         f"audit: {verdicts.count('pass')} pass, {verdicts.count('FAIL')} FAIL, "
-        f"{verdicts.count('not checked')} not checked; run {found.run}; page and figures are the record's"
+        f"{verdicts.count('not checked')} not checked; run {found.run}; "
+        "the page is the record's, the figures are unedited"
     )
     (folder / "README.md").write_bytes((folder / "README.md").read_bytes().replace(b"\n", b"\r\n"))
     assert eva.check_report(folder).problems == ()

@@ -161,6 +161,7 @@ ALLOWED = {
         "utils.assignments",
         "utils.augmentation",
         "utils.brief",
+        "utils.forward",
         "utils.loader",
         "utils.mistakes",
         "utils.rules",

@@ -40,11 +40,12 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     state = rng_state()
     report = preflight(model, data)
-    assert report.passed and len(report.checks) == 10 and "FAIL" not in str(report)
+    assert report.passed and len(report.checks) == 11 and "FAIL" not in str(report)
     assert [check.name for check in report.checks] == [
         "every layer is known to the model",
         "outputs are logits",
         "evaluation is repeatable",
+        "each image is answered by itself",
         "loss starts near chance",
         "one batch can be learnt",
         "gradients reach every parameter",
@@ -165,6 +166,49 @@ def test_dropout_that_goes_on_in_evaluation_is_found():
     assert check.passed is False and check.found == "100% of 20 images have other logits the second time"
     sound = Ends(nn.Dropout())
     assert mistakes.evaluation_repeats(sound, IMAGES).passed is True
+
+
+class Mixes(nn.Linear):
+    """Takes the batch for another axis."""
+
+    def forward(self, x):
+        return super().forward(x.mean(dim=(2, 3)).t().reshape(-1, 3))
+
+
+def test_a_model_that_mixes_the_images_of_a_batch_is_found():
+    images = torch.randn(16, 3, 8, 8)
+    check = mistakes.images_do_not_mix(Mixes(3, 10), images)
+    assert check.passed is False and check.found.endswith("% of 16 images have other logits in half the batch")
+    scores = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.LogSoftmax(dim=0))
+    assert mistakes.images_do_not_mix(scores, images).passed is False
+    fixed = nn.Sequential(nn.Flatten(), nn.Unflatten(0, (2, 8)), nn.Flatten(0, 1), nn.Linear(192, 10))
+    assert mistakes.images_do_not_mix(fixed, images).found.startswith("with half the batch the model fails: ")
+    for sound in (TinyNet(10), nn.Sequential(nn.Flatten(), nn.Linear(192, 10))):
+        assert mistakes.images_do_not_mix(sound, images).passed is True
+
+
+def test_a_forgotten_return_is_told():
+    check = mistakes.outputs_are_logits(None, LABELS, 10)
+    assert check.passed is False and check.cause == "forward() must return one tensor; its return is missing"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"optimizer": torch.optim.SGD(TinyNet().parameters(), lr=0.1)},
+            ValueError,
+            "holds no parameter of this model",
+        ),
+        ({"optimizer": torch.optim.SGD}, TypeError, "optimizer is a torch optimizer"),
+        ({"criterion": nn.CrossEntropyLoss}, TypeError, "CrossEntropyLoss"),
+        ({"criterion": nn.NLLLoss()}, ValueError, "NLLLoss takes log-probabilities"),
+    ],
+    ids=["another's", "class", "class of loss", "NLL"],
+)
+def test_what_fit_would_refuse_is_refused_before(data, given, error, message):
+    with pytest.raises(error, match=message):
+        preflight(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), data, **given)
 
 
 def test_a_relu_at_the_end_is_noticed():

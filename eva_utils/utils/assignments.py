@@ -210,9 +210,9 @@ BRIEFS = {
         objective="Reach 89.17% on CIFAR-10, what the EVA6 S8 team had at epoch 39, with LayerNorm only and as fast as "
         "possible on two CPU cores; any schedule, flips, no test-time averaging.",
         options={
-            "data": "cifar10", "recipe": "speedrun", "model": "whitened_flip_resnet", "norm": "layer", "standardize": True,
-            "epochs": 19, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "momentum": 0.9, "weight_decay": 5e-4,
-            "label_smoothing": 0.2, "scheduler": "one_cycle", "peak_epoch": 4, "annihilate": True,
+            "data": "cifar10", "recipe": "speedrun", "model": "whitened_flip_resnet", "norm": "layer",
+            "standardize": True, "epochs": 19, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "momentum": 0.9,
+            "weight_decay": 5e-4, "label_smoothing": 0.2, "scheduler": "one_cycle", "peak_epoch": 4, "annihilate": True,
         },
         classes=CIFAR10,
         images=(50_000, 10_000),

@@ -280,7 +280,8 @@ def overlay(image: Tensor, map_: Tensor, strength: float = 0.5) -> Tensor:
         raise ValueError(f"image is (3, H, W) and map (H, W), got {tuple(image.shape)} and {tuple(map_.shape)}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is a share from 0 to 1, not {strength!r}")
-    for name, values, hint in (("image", image, "denormalize() it first"), ("map", map_, "as those of GradCAM are")):
+    pixels = "divide it by 255" if image.max() > 10 else "denormalize() it first, of eva_utils.utils.transforms"
+    for name, values, hint in (("image", image, pixels), ("map", map_, "as those of GradCAM are")):
         if not (values.min() >= -1e-4 and values.max() <= 1 + 1e-4):  # NaN is neither
             raise ValueError(
                 f"the {name} has values from {float(values.min()):.2f} to {float(values.max()):.2f}, not in [0, 1]; "

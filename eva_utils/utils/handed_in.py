@@ -37,8 +37,9 @@ class HandedIn:
     problems: tuple[str, ...]
 
     def __repr__(self) -> str:
-        audit = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in (PASS, FAIL, UNCHECKED))
-        found = "; ".join(self.problems) or "page and figures are the record's"
+        counted = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in (PASS, FAIL, UNCHECKED))
+        audit = counted if self.verdicts.total() else "no brief"
+        found = "; ".join(self.problems) or "the page is the record's, the figures are unedited"
         return (
             f"{self.folder}: {self.author or 'no author'}, {self.title}: {self.accuracy:.2f}% at epoch {self.epoch}; "
             f"audit: {audit}; run {self.run}; {found}"
@@ -48,7 +49,8 @@ class HandedIn:
 def check_report(folder: str | Path) -> HandedIn:
     """Read a report that was handed in from its `report.pt`, and see whether the rest of it is what that says.
 
-    It finds accidents and careless edits. It is no proof: whoever wants to can make a record of their own.
+    It finds accidents and careless edits. It is no proof: whoever wants to can make a record of their own, and which
+    record a figure was drawn of is not known.
 
     Args:
         folder: with README.md, figures/ and report.pt, and history.json if that was asked for.

@@ -45,6 +45,8 @@ def outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:
     if not isinstance(outputs, Tensor) or outputs.shape != (len(labels), classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         cause = f"the last layer must have {classes} outputs, one a class"
+        if not isinstance(outputs, Tensor):
+            cause = "forward() must return one tensor" + ("; its return is missing" if outputs is None else "")
         return Check(name, False, f"{found} for {len(labels)} images of {classes} classes", cause)
     if are_probabilities(outputs):
         cause = "the model ends in a softmax, and cross entropy applies one itself: return the logits"
@@ -69,6 +71,22 @@ def evaluation_repeats(model: nn.Module, images: Tensor) -> Check:
     cause = "dropout goes on in evaluation: nn.Dropout stops there, F.dropout(x, training=self.training) too"
     found = f"{100 * differ:.0f}% of {len(images)} images have other logits the second time"
     return Check("evaluation is repeatable", not differ, found, cause)
+
+
+def images_do_not_mix(model: nn.Module, images: Tensor) -> Check:
+    """Run a model on a batch and on its halves in evaluation mode, in which no image's logits depend on another."""
+    name = "each image is answered by itself"
+    cause = "forward() mixes the images of a batch: look at what reshape(), view(), t() and dim=0 do to its first axis"
+    model.eval()
+    try:
+        with torch.no_grad():
+            first, second = model(images), torch.cat([model(half) for half in images.tensor_split(2) if len(half)])
+        size = first.abs().max().clamp(min=1e-3)
+        differ = ((first - second).abs().amax(dim=1) > 1e-2 * size).float().mean().item()
+    except RuntimeError as error:
+        return Check(name, False, f"with half the batch the model fails: {first_line(error)}", cause)
+    found = f"{100 * differ:.0f}% of {len(images)} images have other logits in half the batch"
+    return Check(name, not differ, found, cause)
 
 
 def starts_near_chance(outputs: Tensor, labels: Tensor) -> Check:

@@ -63,7 +63,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     axis.set_yticks(named, names, fontsize=fontsize)
     note = "" if step == 1 else f" (one class in {step} is named)"
     axis.set(xlabel=f"predicted{note}", ylabel=f"actual{note}")
-    axis.set_title(f"{predictions.accuracy:.2f}% of {len(predictions)} images")
+    axis.set_title(f"{predictions.accuracy:.2f}% of {len(predictions)} images", fontsize=min(12, 6 + size))
     if size <= 20:
         for row in range(size):
             for column in range(size):

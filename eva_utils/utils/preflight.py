@@ -11,8 +11,9 @@ from .assignments import Brief, find_brief
 from .augmentation import Check, augmentation_checks
 from .batches import check_batch, check_labels
 from .brief import audit_plan
-from .checks import check_loader, check_model
+from .checks import check_criterion, check_loader, check_model, check_optimizer
 from .failures import explain_failure, is_misfit
+from .forward import loss_of
 from .loader import Loader
 from .parts import copy_model, is_shuffled, keep_loaders
 from .rules import FAIL, PASS
@@ -56,23 +57,24 @@ def preflight(
 ) -> Preflight:
     """Check, in under a minute on a CPU, what a training run would not complain about.
 
-    That every layer is known to the model, the outputs are logits and in evaluation the same each time, the loss
-    starts near ln(classes), a batch of 16 images can be learnt by heart (Adam, at most 60 steps or 40 seconds,
-    float32), every parameter moves while it is, training and test set share no image, the training images come in
-    random order, and each augmentation changes pixels, differently for each image. With a brief those of its rules
-    that need no run are checked as well. All of it happens on a copy of the model on the CPU; model, data and random
-    generators are left as they were.
+    That every layer is known to the model, the outputs are logits and in evaluation the same each time and whatever
+    else is in the batch, the loss starts near ln(classes), a batch of 16 images can be learnt by heart (Adam, at most
+    60 steps or 40 seconds, float32), every parameter moves while it is, training and test set share no image, the
+    training images come in random order, and each augmentation changes pixels, differently for each image. With a
+    brief those of its rules that need no run are checked as well. All of it happens on a copy of the model on the CPU;
+    model, data and random generators are left as they were.
 
     Args:
         model: the model that is to be trained.
         data: what `load_data` returned, or an object like it with loaders of one's own, whose images are not compared.
         brief: the assignment, by name or as a `Brief`, or None.
-        optimizer, scheduler, criterion: what `fit` is to be given; rules about one that is None are left open.
+        optimizer, scheduler, criterion: what `fit` is to be given; of one that is None nothing is said, and rules about
+            it are left open.
 
     Raises:
         TypeError: the arguments are something else.
-        ValueError: the training loader is empty, its first batch is not (float32 images, int64 labels) of the
-            classes, or the brief is unknown.
+        ValueError: `fit` would refuse the optimizer or the criterion, the training loader is empty, its first batch
+            is not (float32 images, int64 labels) of the classes, or the brief is unknown.
     """
     check_model(model)
     missing = [name for name in ("train", "test", "classes") if not hasattr(data, name)]
@@ -82,6 +84,9 @@ def preflight(
             f"{type(data).__name__} has no {missing[0]}"
         )
     check_loader("data.train", data.train)
+    if optimizer is not None:
+        check_optimizer(optimizer, model)
+    check_criterion(criterion)
     brief = None if brief is None else find_brief(brief)
     with keep_rng(), keep_loaders(data.train, data.test):
         place = "the first batch of data.train"
@@ -100,7 +105,12 @@ def preflight(
         checks = [mistakes.layers_are_known(trial), mistakes.outputs_are_logits(outputs, labels, len(data.classes))]
         if checks[-1].passed is not False:
             check_labels(all_labels, len(data.classes), place)
+            if criterion is not None:
+                loss = copy_model(criterion).cpu() if isinstance(criterion, nn.Module) else criterion
+                loss_of(loss, trial(images), labels, first=True)
             checks.append(mistakes.evaluation_repeats(trial, images))
+            if checks[-1].passed:
+                checks.append(mistakes.images_do_not_mix(trial, images))
             checks.append(mistakes.starts_near_chance(outputs, labels))
             checks += mistakes.learns_by_heart(learner, images, labels)
         if isinstance(data.train, Loader) and isinstance(data.test, Loader):
