@@ -1,4 +1,4 @@
-"""A report that was handed in: what it says, and whether page and figures are those of its record."""
+"""A report that was handed in: what it says, and whether its page is that of its record and nothing was edited."""
 
 import hashlib
 from collections import Counter
