@@ -89,8 +89,8 @@ def preflight(
     check_criterion(criterion)
     brief = None if brief is None else find_brief(brief)
     with keep_rng(), keep_loaders(data.train, data.test):
-        place = "the first batch of data.train"
-        images, all_labels = check_batch(next(iter(data.train), None), place)
+        name = "the first batch of data.train"
+        images, all_labels = check_batch(next(iter(data.train), None), name)
         images, labels = images[:IMAGES].cpu(), all_labels[:IMAGES].cpu()
         trial = copy_model(model).cpu().train()
         try:
@@ -104,10 +104,10 @@ def preflight(
         learner = copy_model(trial)  # after the first batch, which makes the weights of lazy layers
         checks = [mistakes.layers_are_known(trial), mistakes.outputs_are_logits(outputs, labels, len(data.classes))]
         if checks[-1].passed is not False:
-            check_labels(all_labels, len(data.classes), place)
+            check_labels(all_labels, len(data.classes), name)
             if criterion is not None:
                 loss = copy_model(criterion).cpu() if isinstance(criterion, nn.Module) else criterion
-                loss_of(loss, trial(images), labels, first=True)
+                loss_of(loss, outputs.clone().requires_grad_(), labels, first=True)
             checks.append(mistakes.evaluation_repeats(trial, images))
             if checks[-1].passed:
                 checks.append(mistakes.images_do_not_mix(trial, images))
