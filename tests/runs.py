@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 from conftest import QUIET, TinyNet, random_batches
-from plain import SCHEDULERS
+from plain import SCHEDULERS, assert_equal_weights
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -51,11 +51,6 @@ class StopAfter:
 
 def without_time(history):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
-
-
-def assert_equal_weights(first, second):
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def check_resumes_exactly(run, folder):

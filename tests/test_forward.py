@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_batches
+from plain import new_loaders as loaders
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,13 +17,6 @@ from eva_utils.utils.optim import make_optimizer
 from eva_utils.utils.runtime import seed_everything
 
 ONE_OUT = torch.tensor([1.0, 2.0, 0.5, 0.0])
-
-
-def loaders():
-    return (
-        DataLoader(random_batches(22), batch_size=8, shuffle=True),
-        DataLoader(random_batches(13, seed=4), batch_size=8),
-    )
 
 
 class Views(nn.Module):

@@ -4,15 +4,12 @@ import shutil
 
 import pytest
 import torch
-from runs import StopAfter, assert_equal_weights, make_run, without_time
+from reporting import contents
 
 from eva_utils import main as engine
 from eva_utils.utils import mirror as mirrors
 from eva_utils.utils.lock import locked
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+from runs import StopAfter, assert_equal_weights, make_run, without_time
 
 
 def test_each_finished_epoch_is_copied_and_old_ones_go(tmp_path):

@@ -7,14 +7,12 @@ import sys
 import threading
 
 import pytest
-from conftest import TinyNet, random_batches
-from runs import assert_equal_weights
+from conftest import QUIET, TinyNet, random_batches
 from torch.utils.data import DataLoader
 
 from eva_utils import main as engine
 from eva_utils.utils.checkpoint import load_weights
-
-QUIET = {"log": None, "device": "cpu", "precision": "float32"}
+from runs import assert_equal_weights
 
 
 class Signalling:
