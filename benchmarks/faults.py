@@ -28,14 +28,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 sys.path.insert(0, str(common.ROOT / "tests"))
 
 from conftest import TinyNet, random_batches
-from together import by_torchrun, told
-
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import verified
 from eva_utils.utils.data import load_data
 from eva_utils.utils.runtime import hardware, pick_device, seed_everything
 from runs import StopAfter, make_run, without_time
+from together import by_torchrun, told
 
 EPOCHS = 8
 FORK = multiprocessing.get_context("fork")

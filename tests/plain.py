@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import random_batches
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
+
+from conftest import random_batches
 
 
 def new_loaders():

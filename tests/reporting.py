@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TinyNet
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
+from conftest import TinyNet
 from eva_utils import main as engine
 from eva_utils.utils.page import render
 from eva_utils.utils.report import write_report

@@ -4,13 +4,13 @@ import random
 
 import numpy as np
 import torch
-from conftest import QUIET, TinyNet, random_batches
-from plain import SCHEDULERS, assert_equal_weights
 from torch import nn
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils.runtime import seed_everything
+from plain import SCHEDULERS, assert_equal_weights
 
 
 class Restless(nn.Module):

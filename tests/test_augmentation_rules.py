@@ -1,9 +1,9 @@
 """Training transforms are held to those required, by what they do to pixels."""
 
 import pytest
-from audited import check, record, small
 from torchvision.transforms import v2
 
+from audited import check, record, small
 from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.data import load_data

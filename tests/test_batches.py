@@ -6,9 +6,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import IMAGES, LABELS, QUIET, TinyNet, fit
 from torch import nn
 
+from conftest import IMAGES, LABELS, QUIET, TinyNet, fit
 from eva_utils import main as engine
 from eva_utils.utils import batches
 from eva_utils.utils.loader import Loader

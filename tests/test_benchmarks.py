@@ -4,6 +4,7 @@ import ast
 import importlib
 
 import pytest
+
 from conftest import ROOT
 
 OURS = {"eva_utils", *(path.stem for path in (ROOT / "tests").glob("*.py"))}

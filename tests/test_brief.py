@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from audited import check, normed, only, record, small
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from audited import check, normed, only, record, small
 from eva_utils.models import resnet18
 from eva_utils.utils.assignments import BRIEFS, Brief, adapt, find_brief
 from eva_utils.utils.brief import audit

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from drawn import LongNames, overlaps, records, records_of, texts, visible
 
+from drawn import LongNames, overlaps, records, records_of, texts, visible
 from eva_utils.models import create_model
 from eva_utils.utils import plotting
 from eva_utils.utils.data import load_data

@@ -5,17 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import QUIET, TinyNet, random_batches
-from runs import Restless, StopAfter, assert_equal_weights, make_run, without_time
 from torch import nn
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import verified
 from eva_utils.utils.history import History
 from eva_utils.utils.run_folder import RunFolder
 from eva_utils.utils.runtime import seed_everything
+from runs import Restless, StopAfter, assert_equal_weights, make_run, without_time
 
 
 def test_what_a_run_leaves_on_disk(tmp_path):

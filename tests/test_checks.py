@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
-from conftest import IMAGES, LABELS, ROOT, TinyNet, fit
 from torch import nn
 
+from conftest import IMAGES, LABELS, ROOT, TinyNet, fit
 from eva_utils.utils import checks
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.data import load_data

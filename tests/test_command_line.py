@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from command import parse, run
-from conftest import ROOT
 
 import eva_utils
+from command import parse, run
+from conftest import ROOT
 from eva_utils.models import create_model, list_models
 from eva_utils.utils.assignments import BRIEFS
 from eva_utils.utils.history import History

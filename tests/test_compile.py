@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import QUIET
-from plain import assert_same_weights, new_loaders
 from torch import nn
 
+from conftest import QUIET
 from eva_utils import main as engine
 from eva_utils.utils.runtime import seed_everything
+from plain import assert_same_weights, new_loaders
 
 
 def _compile(model, seen, options):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from drawn import labels
 
+from drawn import labels
 from eva_utils.utils import plotting
 from eva_utils.utils.history import History
 

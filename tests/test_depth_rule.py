@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from audited import check, record
 from torch import nn
 from torchvision import models as tv
 
+from audited import check, record
 from eva_utils.models import resnet18, resnet34
 from eva_utils.models.resnet import StandardizedConv2d
 from eva_utils.utils.data import load_data

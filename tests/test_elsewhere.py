@@ -4,14 +4,14 @@ import warnings
 
 import pytest
 import torch
-from conftest import QUIET, TinyNet, random_batches
-from runs import Restless, StopAfter, assert_equal_weights, make_run
 from torch import nn
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import processes, runtime, verified
 from eva_utils.utils.state import RunState
+from runs import Restless, StopAfter, assert_equal_weights, make_run
 
 
 @pytest.mark.filterwarnings("ignore:the run was trained in bfloat16")

@@ -6,19 +6,19 @@ import time
 
 import pytest
 import torch
-from alone import ALONE, needs_alone
-from conftest import QUIET, TinyNet, random_batches
-from plain import SCHEDULERS
-from runs import Restless, StopAfter, assert_equal_weights, check_resumes_exactly, make_run, train_telling, without_time
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
+from alone import ALONE, needs_alone
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.runtime import seed_everything
 from eva_utils.utils.transforms import train_transform
+from plain import SCHEDULERS
+from runs import Restless, StopAfter, assert_equal_weights, check_resumes_exactly, make_run, train_telling, without_time
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -8,10 +8,10 @@ import weakref
 
 import pytest
 import torch
-from conftest import IMAGES, LABELS, QUIET, ROOT, random_batches
 from torch import nn
 from torch.utils.data import DataLoader
 
+from conftest import IMAGES, LABELS, QUIET, ROOT, random_batches
 from eva_utils import main as engine
 
 KILLED_WORKER = """

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from plain import new_loaders as loaders
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,6 +14,7 @@ from eva_utils.utils.averaging import MovingAverage
 from eva_utils.utils.meter import FirstBad, Meter, Score
 from eva_utils.utils.optim import make_optimizer
 from eva_utils.utils.runtime import seed_everything
+from plain import new_loaders as loaders
 
 ONE_OUT = torch.tensor([1.0, 2.0, 0.5, 0.0])
 

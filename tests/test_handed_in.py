@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import TinyNet
 from torch.optim import SGD
 
 import eva_utils as eva
+from conftest import TinyNet
 from eva_utils.utils import page
 from eva_utils.utils.verified import DamagedFileError
 

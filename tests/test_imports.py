@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+
 from conftest import ROOT
 
 PACKAGE = ROOT / "eva_utils"

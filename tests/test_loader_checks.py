@@ -4,9 +4,9 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-from conftest import IMAGES, LABELS, QUIET, TinyNet, fit, random_batches
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
+from conftest import IMAGES, LABELS, QUIET, TinyNet, fit, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import parts
 from eva_utils.utils.data import load_data

@@ -9,11 +9,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, random_batches
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
+from conftest import TinyNet, random_batches
 from eva_utils.utils.data import load_data
 from eva_utils.utils.lr_finder import RateCurve, _steepest, lr_find
 

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import QUIET, TinyNet, random_batches
-from plain import SCHEDULERS, assert_same_rows, assert_same_weights, new_loaders, plain_loop
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils.averaging import MovingAverage
 from eva_utils.utils.data import load_data
 from eva_utils.utils.runtime import seed_everything
+from plain import SCHEDULERS, assert_same_rows, assert_same_weights, new_loaders, plain_loop
 
 
 def test_defaults_follow_a_plain_loop_bit_for_bit(tiny_net):

@@ -6,12 +6,12 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from reporting import Sign
 from torch.optim import SGD
 
 from eva_utils import main as engine
 from eva_utils.utils.markdown import escape
 from eva_utils.utils.report import write_report
+from reporting import Sign
 
 
 @settings(deadline=None, derandomize=True, database=None)

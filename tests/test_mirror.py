@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
-from reporting import contents
 
 from eva_utils import main as engine
 from eva_utils.utils import mirror as mirrors
 from eva_utils.utils.lock import locked
+from reporting import contents
 from runs import StopAfter, assert_equal_weights, make_run, without_time
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet
 from torch import nn
 from torchvision.transforms import v2
 
+from conftest import TinyNet
 from eva_utils.models import create_model
 from eva_utils.utils import mistakes
 from eva_utils.utils.augmentation import augmentation_checks

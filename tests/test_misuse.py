@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import QUIET, TinyNet
-from plain import assert_same_weights, new_loaders
 from torch import nn
 
+from conftest import QUIET, TinyNet
 from eva_utils import main as engine
+from plain import assert_same_weights, new_loaders
 
 
 @pytest.mark.parametrize(

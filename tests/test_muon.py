@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import TinyNet, random_batches
 from torch import nn
 from torch.utils.data import DataLoader
 
+from conftest import TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils import muon

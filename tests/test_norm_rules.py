@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from audited import check, normed, record, small
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.ops import stochastic_depth
 
+from audited import check, normed, record, small
 from eva_utils.models import create_model, resnet18
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d

@@ -5,8 +5,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from audited import only, record, small
 
+from audited import only, record, small
 from eva_utils.utils.assignments import Brief
 from eva_utils.utils.brief import audit, audit_plan
 from eva_utils.utils.data import load_data

@@ -7,11 +7,11 @@ import warnings
 
 import nbformat
 import pytest
-from cells import made_smaller, run
-from conftest import ROOT
 
 import eva_utils
 from assignment.run_notebook import as_shown, keep_outputs
+from cells import made_smaller, run
+from conftest import ROOT
 from eva_utils.models import create_model
 from eva_utils.utils import page
 from eva_utils.utils.assignments import BRIEFS

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from command import run
 from torch import nn
 
 import eva_utils
+from command import run
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils.data import load_data

@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, random_batches
-from drawn import LongNames, overlaps, records, records_of, texts, visible
 from torch.utils.data import DataLoader
 
+from conftest import TinyNet, random_batches
+from drawn import LongNames, overlaps, records, records_of, texts, visible
 from eva_utils.models import create_model
 from eva_utils.utils import plotting
 from eva_utils.utils.data import load_data

@@ -4,9 +4,9 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
-from conftest import random_batches
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
+from conftest import random_batches
 from eva_utils import main as engine
 from eva_utils.utils import sections
 from eva_utils.utils.data import load_data

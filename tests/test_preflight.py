@@ -8,12 +8,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet, random_batches
-from test_mistakes import Forgets
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
+from conftest import TinyNet, random_batches
 from eva_utils.models import create_model
 from eva_utils.utils.assignments import BRIEFS, Brief
 from eva_utils.utils.data import load_data
@@ -21,6 +20,7 @@ from eva_utils.utils.loader import Loader
 from eva_utils.utils.preflight import preflight
 from eva_utils.utils.runtime import rng_state
 from eva_utils.utils.transforms import Compose, Normalize
+from test_mistakes import Forgets
 
 IMAGES, LABELS = torch.zeros(20, 3, 32, 32), torch.arange(20) % 10
 

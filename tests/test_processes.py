@@ -3,20 +3,20 @@
 from functools import partial
 
 import pytest
-import together
 import torch
 import torch.nn.functional as F
-from alone import needs_alone
-from conftest import TinyNet
-from together import by_themselves, by_torchrun, told
 from torch import nn
 
+import together
+from alone import needs_alone
+from conftest import TinyNet
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils import checkpoint as disk
 from eva_utils.utils import processes, verified
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import train_transform
+from together import by_themselves, by_torchrun, told
 
 
 @pytest.fixture(scope="module")

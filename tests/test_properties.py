@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import ROOT
 from eva_utils import main as engine
 from eva_utils.utils.cutout import Cutout
 from eva_utils.utils.history import History

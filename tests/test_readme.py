@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from cells import made_smaller, python_of, run
-from conftest import ROOT
 from matplotlib.figure import Figure
 
 import eva_utils as eva
+from cells import made_smaller, python_of, run
+from conftest import ROOT
 from eva_utils.utils import page as pages
 from eva_utils.utils.assignments import BRIEFS, Brief
 from eva_utils.utils.options import make_parser

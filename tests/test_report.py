@@ -6,13 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import TinyNet
-from reporting import Sign, contents, train_one
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR, SequentialLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from conftest import TinyNet
 from eva_utils import main as engine
 from eva_utils.utils.assignments import Brief
 from eva_utils.utils.brief import audit
@@ -25,6 +24,7 @@ from eva_utils.utils.report import write_report
 from eva_utils.utils.runtime import hardware
 from eva_utils.utils.sections import plus_minus
 from eva_utils.utils.verified import load_verified
+from reporting import Sign, contents, train_one
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,18 @@ import re
 
 import pytest
 import torch
-from conftest import TinyNet
 from PIL import Image
-from reporting import refused, train_one
 from torch import nn
 from torch.optim import SGD
 
+from conftest import TinyNet
 from eva_utils import main as engine
 from eva_utils.utils.data import load_data
 from eva_utils.utils.history import History
 from eva_utils.utils.lock import locked
 from eva_utils.utils.report import write_report
 from eva_utils.utils.verified import save_verified
+from reporting import refused, train_one
 
 
 @pytest.fixture(scope="module")

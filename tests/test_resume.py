@@ -6,18 +6,18 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUIET, TinyNet, random_batches
-from runs import Restless, assert_equal_weights
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LinearLR, MultiStepLR, SequentialLR
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import verified
 from eva_utils.utils.checkpoint import load_weights
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.runtime import seed_everything
 from eva_utils.utils.transforms import train_transform
+from runs import Restless, assert_equal_weights
 
 
 def other_run(**change):

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import QUIET
-from plain import Poison, assert_same_weights, new_loaders
 from torch import nn
 from torch.optim import lr_scheduler
 
+from conftest import QUIET
 from eva_utils import main as engine
 from eva_utils.utils.runtime import seed_everything
+from plain import Poison, assert_same_weights, new_loaders
 
 
 @pytest.mark.filterwarnings("ignore:the model has the weights")

@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import QUIET, TinyNet, random_batches
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.models.resnet import global_max
 from eva_utils.utils import runtime

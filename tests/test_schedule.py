@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import QUIET
-from plain import PER_BATCH, SCHEDULERS, assert_same_rows, assert_same_weights, new_loaders, plain_loop
 from torch.optim import lr_scheduler
 
+from conftest import QUIET
 from eva_utils import main as engine
 from eva_utils.utils.runtime import seed_everything
+from plain import PER_BATCH, SCHEDULERS, assert_same_rows, assert_same_weights, new_loaders, plain_loop
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

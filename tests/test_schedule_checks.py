@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from conftest import IMAGES, LABELS, TinyNet, fit
 
+from conftest import IMAGES, LABELS, TinyNet, fit
 from eva_utils.utils import schedule_checks
 from eva_utils.utils.lr_finder import lr_find
 from eva_utils.utils.optim import one_cycle

@@ -1,9 +1,9 @@
 """The schedule of a record is held to the one required."""
 
 import pytest
-from audited import LOSSES, check, record, small
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from audited import LOSSES, check, record, small
 from eva_utils.utils.data import load_data
 
 

@@ -7,9 +7,9 @@ import sys
 import threading
 
 import pytest
-from conftest import QUIET, TinyNet, random_batches
 from torch.utils.data import DataLoader
 
+from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils.checkpoint import load_weights
 from runs import assert_equal_weights
