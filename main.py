@@ -21,8 +21,9 @@ from eva_utils.utils.data import Data
 from eva_utils.utils.finished import precision_of
 from eva_utils.utils.lock import locked
 from eva_utils.utils.names import first_line, unknown_name
-from eva_utils.utils.optim import SCHEDULERS, make_optimizer, make_plateau, one_cycle
+from eva_utils.utils.optim import SCHEDULERS, make_optimizer, one_cycle
 from eva_utils.utils.options import as_options, parse
+from eva_utils.utils.plateau import make_plateau
 from eva_utils.utils.runtime import can_fuse, pick_device, pick_precision
 from eva_utils.utils.schedule_checks import check_warmup
 from eva_utils.utils.transforms import test_transform

@@ -33,6 +33,7 @@ _HOME = {
     "learning_rates": "utils.optim",
     "one_cycle": "utils.optim",
     "param_groups": "utils.optim",
+    "plateau_rates": "utils.plateau",
     "predict": "utils.predictions",
     "GradCAM": "utils.gradcam",
     "overlay": "utils.gradcam",

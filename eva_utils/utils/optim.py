@@ -1,4 +1,4 @@
-"""Parameter groups, one cycle; optimizers and the plateau by name for the command line."""
+"""Parameter groups and one cycle; optimizers by name for the command line."""
 
 import copy
 import warnings
@@ -190,19 +190,3 @@ def _make_muon(model: nn.Module, groups: list[dict], lr: float, momentum: float)
         others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
         made.append({**group, "params": others, "lr": 2.5 * lr, "momentum": momentum, "orthogonal": False})
     return Muon([group for group in made if group["params"]], lr=lr)
-
-
-def make_plateau(
-    optimizer: optim.Optimizer, *, factor: float = 0.1, patience: int = 3, threshold: float = 1e-4
-) -> optim.lr_scheduler.ReduceLROnPlateau:
-    """Build the schedule that multiplies the rate by `factor` after more than `patience` epochs without progress.
-
-    Progress is a loss lower than the best one by the share `threshold` of it.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-    check_real("factor", factor, 0, 1, open_low=True)
-    check_whole("patience", patience, 0)
-    check_real("threshold", threshold, 0, 1)
-    return optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold=threshold)

@@ -7,13 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .augmentation import augmentation_checks
 from .names import plural
 from .notebook import cells_of, cells_run_here, definitions
 from .per_image import PerImage
+from .plateau import replay
 from .predictions import HITS
 
 PASS, FAIL, UNCHECKED = "pass", "FAIL", "not checked"
@@ -87,7 +87,7 @@ def learning_rate(required: str, settings: dict, rows: list[dict]) -> Finding:
     warmup = settings.get("warmup", 0)
     if warmup >= len(rows):
         return judged(rule, asked, f"the warmup takes all of the {len(rows)} epochs", False)
-    expected = replay_plateau(settings, rows)
+    expected = replay(settings, rows)
     for row, rate in zip(rows, expected, strict=True):
         if not math.isclose(row["lr"], rate, rel_tol=1e-6):
             return judged(rule, asked, f"epoch {row['epoch']} ran at {row['lr']:g}; {required} says {rate:g}", False)
@@ -112,30 +112,6 @@ def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
     epoch, found = rows[rates.index(highest)]["epoch"], course(settings, rows)
     passed = epoch == peak_epoch and highest > max(start, rates[-1]) and rates[-1] >= start * (1 - 1e-6)
     return judged("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
-
-
-def replay_plateau(settings: dict, rows: list[dict]) -> list[float]:
-    """Return the rate each epoch should have ended at, from ReduceLROnPlateau's options and the recorded tests.
-
-    Args:
-        settings: of a history whose scheduler is a ReduceLROnPlateau.
-        rows: of that history.
-    """
-    scheduler, warmup = settings["scheduler"], settings.get("warmup", 0)
-    start = settings["optimizer"]["group 0"]["lr"]
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=start)
-    kept = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, min_lr=scheduler["min_lrs"][0], **{name: scheduler[name] for name in kept}
-    )
-    rates = []
-    for row in rows:
-        if row["epoch"] <= warmup:
-            rates.append(start * row["epoch"] / warmup)
-            continue
-        rates.append(optimizer.param_groups[0]["lr"])
-        plateau.step(row["test_loss"] if scheduler["mode"] == "min" else row["test_accuracy"])
-    return rates
 
 
 def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> Finding:
