@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from conftest import random_batches
+from conftest import TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import sections
 from eva_utils.utils.data import load_data
@@ -46,6 +46,15 @@ def test_it_computes_in_the_precision_asked_for_and_its_accuracy_equals_tests(pr
     with torch.no_grad(), autocast(torch.device("cpu"), getattr(torch, precision)):
         logits = [tiny_net(images.to(**layout)) for images, _ in loader]
     assert torch.equal(found.probabilities, torch.cat(logits).float().softmax(1))
+
+
+def test_weights_lie_as_test_puts_them():
+    """Else some GPU would run other kernels, which round otherwise."""
+    loader, models = DataLoader(SAMPLES, batch_size=8), (TinyNet(), TinyNet())
+    engine.test(models[0], loader, device="cpu", precision="bfloat16")
+    predict(models[1], loader, device="cpu", precision="bfloat16")
+    strides = [[parameter.stride() for parameter in model.parameters()] for model in models]
+    assert strides[0] == strides[1] and models[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .batches import check_batch, check_labels
 from .checks import check_whole
 from .failures import overflow_advice
-from .forward import logits_of
+from .forward import logits_of, use_channels_last
 from .parts import is_shuffled, keep_loaders
 from .runtime import keep_modes, keep_rng, pick_device, pick_precision, rng_state, set_rng_state
 
@@ -202,6 +202,7 @@ def predict(
     device = pick_device(device)
     dtype = pick_precision(precision, device)
     model.to(device)
+    use_channels_last(model, dtype)  # as in `test`, whose accuracy is to be the same
     outputs, targets, rng = [], [], rng_state()
     with keep_modes(model), keep_rng(), keep_loaders(loader), torch.no_grad():
         model.eval()
