@@ -1,6 +1,8 @@
 """Compiled and wrapped models are given back as they were."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from conftest import QUIET
 from eva_utils import main as engine
-from eva_utils.utils.runtime import seed_everything
+from eva_utils.utils.runtime import compiled, seed_everything
 from plain import assert_same_weights, new_loaders
 
 
@@ -33,6 +35,24 @@ def test_a_compiled_run_is_given_back_as_it_was(mode, tiny_net, monkeypatch):
     assert tiny_net._compiled_call_impl is None
     assert_same_weights(tiny_net, plain)
     assert [row["test_loss"] for row in history.rows] == pytest.approx([row["test_loss"] for row in expected.rows])
+
+
+def test_what_was_compiled_is_given_up_after_the_run(tiny_net, monkeypatch):
+    graphs = weakref.WeakSet()
+
+    def keep_no_graph(graph, inputs):
+        graphs.add(graph)
+        return graph.forward
+
+    def compile_model(model, **options):
+        model._compiled_call_impl = torch.compile(model._call_impl, backend=keep_no_graph)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_model)
+    with compiled(tiny_net, True):
+        tiny_net(torch.randn(2, 3, 8, 8))
+        assert graphs
+    gc.collect()
+    assert not graphs
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])

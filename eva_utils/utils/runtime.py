@@ -119,7 +119,11 @@ def check_compile(mode: bool | str, device: torch.device) -> None:
 
 @contextmanager
 def compiled(model: nn.Module, mode: bool | str) -> Iterator[None]:
-    """Run the model's forward through `torch.compile` while the context lasts; False changes nothing."""
+    """Run the model's forward through `torch.compile` while the context lasts; False changes nothing.
+
+    What was compiled is given up then, in the whole process: torch would keep it, with the memory of its CUDA graphs,
+    and compiles no more than eight variants of one function.
+    """
     before = getattr(model, "_compiled_call_impl", None)
     if mode is not False:
         model.compile(mode=None if mode is True else mode)
@@ -127,6 +131,9 @@ def compiled(model: nn.Module, mode: bool | str) -> Iterator[None]:
         yield
     finally:
         model._compiled_call_impl = before
+        if mode is not False:
+            with suppress(RuntimeError):  # of a device that was lost, whose own error is to be seen
+                torch.compiler.reset()
 
 
 def move_images(images: Tensor, device: torch.device, *, last: bool) -> Tensor:
