@@ -1,5 +1,6 @@
 """Several processes train as one does, and end together; torchrun starts them."""
 
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -121,6 +122,22 @@ def test_what_would_not_be_as_in_one_process_is_refused(norm, criterion, place, 
     monkeypatch.setattr(processes, "device", lambda: torch.device("cpu"))
     with pytest.raises(ValueError, match=message):
         processes.check_together(create_model("small_resnet", norm=norm), criterion, torch.device(place))
+
+
+def test_a_group_of_gpus_waits_an_hour_for_a_download(monkeypatch):
+    calls = []
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append(("set_device", index)))
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *args, **options: calls.append((*args, options)))
+    monkeypatch.setattr(processes.dist, "barrier", lambda: calls.append("barrier"))
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: None)
+    with processes.process_group():
+        calls.append("work")
+    options = {"device_id": torch.device("cuda", 1), "timeout": timedelta(hours=1)}
+    assert calls == [("set_device", 1), ("nccl", options), "work", "barrier"]
 
 
 @pytest.mark.parametrize("place", ["cuda:0", "cpu"])

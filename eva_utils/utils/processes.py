@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def process_group() -> Iterator[None]:
         if local >= gpus:
             raise ValueError(f"process {local} finds {gpus} GPUs; start at most --nproc-per-node={gpus}")
         torch.cuda.set_device(local)
-        dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+        # An hour, since the others wait while the first one downloads the data.
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local), timeout=timedelta(hours=1))
     else:
         dist.init_process_group("gloo")
     yield
