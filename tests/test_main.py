@@ -238,8 +238,8 @@ def test_cuda_waits_do_not_grow_with_the_batches(tiny_net):
                 engine.train(tiny_net, batches, optimizer, log=None, device="cuda", precision="bfloat16", ema=average)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        waits.append(sum("synchronizing" in str(warning.message) for warning in caught))
-    assert waits[0] == waits[1]
+        waits.append(sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught))
+    assert waits[0] == waits[1] > 0  # torch's words are known if some were counted
 
 
 def test_an_output_that_only_writes_is_logged_to(tiny_net, monkeypatch):
