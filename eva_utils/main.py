@@ -31,7 +31,7 @@ from .utils.forward import all_ignored, count_outputs, forward_batch, loss_of, u
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
-from .utils.optim import fill_momentum
+from .utils.optim import clear_gradients, prepare_fused
 from .utils.parts import trainable_parameters
 from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
@@ -118,8 +118,6 @@ def train(
     _move(model, criterion, device)
     use_channels_last(model, dtype)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if scaler.is_enabled():
-        fill_momentum(optimizer)
     meter, first_bad, shared = Meter(device), FirstBad(device, dtype), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number, rate = 0, float(optimizer.param_groups[0]["lr"])
@@ -127,7 +125,7 @@ def train(
         model.train()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
-            optimizer.zero_grad()
+            clear_gradients(model, optimizer)
             logits, labels = forward_batch(model, images, labels, device, dtype, number)
             # One process's part of a small batch may have no label, and takes part in the step all the same.
             loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
@@ -136,6 +134,8 @@ def train(
             if device.type == "cpu":
                 first_bad.check()
             scaler.scale(loss * processes.weight(len(labels)) if shared else loss).backward()
+            if not number:
+                prepare_fused(optimizer)
             if clip is not None:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(held, clip)
@@ -155,7 +155,7 @@ def train(
         first_bad.check()
         score = meter.total() if shared else meter.score()
         bar.describe(describe_training(score, number, rate))
-    optimizer.zero_grad()
+    clear_gradients(model, optimizer)
     return score._replace(lr=rate)
 
 
@@ -358,7 +358,7 @@ def fit(
             free_memory(error)
             if not is_device_lost(error):
                 state.roll_back()
-                optimizer.zero_grad()
+                clear_gradients(model, optimizer)
             if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
                 explain_end(error, f"epoch {epoch}", train_loader)

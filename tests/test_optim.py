@@ -175,6 +175,54 @@ def test_fused_momentum_outlives_a_first_step_that_overflows():
     torch.testing.assert_close(*weights)
 
 
+class Skips(nn.Module):
+    """Uses its second layer in every second batch of training only, as stochastic depth may."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.batches = nn.Linear(3, 4), nn.Linear(4, 4), 0
+
+    def forward(self, x):
+        x, self.batches = self.first(x), self.batches + 1
+        return x if self.batches % 2 else self.second(x)
+
+
+def test_a_layer_may_have_its_first_gradient_after_a_fused_optimizers_first_step():
+    trained, on_the_cpu = [], {"device": "cpu", "precision": "float32", "log": None}
+    batches = [(torch.randn(8, 3), torch.arange(8) % 4) for _ in range(5)]
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = Skips()
+        optimizer = make_optimizer("sgd", model, lr=0.1, momentum=0.9, fused=fused)
+        engine.train(model, batches, optimizer, **on_the_cpu)
+        trained.append(model)
+    torch.testing.assert_close(*(dict(model.named_parameters()) for model in trained))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_fused_optimizer_follows_its_weights_into_another_layout(name):
+    trained, batches = [], [(torch.randn(8, 3, 6, 6), torch.arange(8) % 4)] * 5
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(80, 4))
+        optimizer = make_optimizer(name, model, lr=0.01, momentum=0.9, fused=fused)
+        for precision in ("float32", "bfloat16"):
+            engine.train(model, batches, optimizer, device="cpu", precision=precision, log=None)
+        trained.append(model)
+    assert trained[1][0].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(*(dict(model.named_parameters()) for model in trained), rtol=0.01, atol=1e-4)
+
+
+def test_gradients_of_weights_that_the_optimizer_does_not_have_do_not_add_up():
+    model, norms = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4)), []
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.0)
+    optimizer.register_step_post_hook(lambda *_: norms.append(model[0].weight.grad.norm().item()))
+    batch = (torch.randn(8, 3), torch.arange(8) % 4)
+    engine.train(model, [batch] * 3, optimizer, device="cpu", precision="float32", log=None)
+    assert norms[0] > 0 and norms == [norms[0]] * 3
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_the_moving_average_copies_whole_numbers():
     model = nn.BatchNorm1d(2)
     model.register_buffer("places", torch.arange(60))

@@ -15,7 +15,7 @@ from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
 from .failures import overflow_advice
 from .forward import logits_of, loss_of
-from .optim import fill_momentum, rate_shares
+from .optim import clear_gradients, prepare_fused, rate_shares
 from .parts import keep_loaders
 from .runtime import keep_buffers, keep_modes, keep_rng, pick_device, pick_precision
 
@@ -96,13 +96,11 @@ def lr_find(
     shares = rate_shares(optimizer)
     with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):
         model.to(device).train()
-        if scaler.is_enabled():
-            fill_momentum(optimizer)
         for step, batch in enumerate(islice(_endless(loader), steps)):
             images, labels = check_batch(batch, f"batch {step}")
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = share * start * (end / start) ** (step / (steps - 1))
-            optimizer.zero_grad()
+            clear_gradients(model, optimizer)
             logits = logits_of(model, images, device, dtype, first=step == 0)
             check_labels(labels, logits.shape[1], f"batch {step}")
             loss = loss_of(criterion, logits, labels.to(device), first=step == 0)
@@ -122,6 +120,8 @@ def lr_find(
             if smooth > DIVERGED * lowest:
                 break
             scaler.scale(loss).backward()
+            if not step:
+                prepare_fused(optimizer)
             scaler.step(optimizer)
             scaler.update()
     if len(losses) < least:

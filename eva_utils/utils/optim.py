@@ -135,16 +135,31 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
     return rates
 
 
-def fill_momentum(optimizer: optim.Optimizer) -> None:
-    """Give fused SGD momentum of 0 before its first step.
+def clear_gradients(model: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Drop the gradients of the optimizer's parameters and of the model's that it does not have, which would add up."""
+    optimizer.zero_grad()
+    model.zero_grad()
 
-    Torch takes the buffers as they come from memory if that step overflows in float16 and is left out.
+
+def prepare_fused(optimizer: optim.Optimizer) -> None:
+    """Ready the state of a fused optimizer for a step: momentum begins at 0, and each tensor lies as its weights do.
+
+    Torch's fused kernels take what they are given as it comes. SGD's buffers stay what memory held if the first step
+    overflows in float16 and is left out; some at hand and some not, as where a layer has its first gradient after that
+    step, are an error; and of a tensor that lies otherwise than the weights the wrong elements are paired with theirs.
     """
-    for group in optimizer.param_groups if isinstance(optimizer, optim.SGD) else ():
-        if group["fused"] and group["momentum"] and not group["dampening"]:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+    for group in optimizer.param_groups:
+        if not group.get("fused"):
+            continue
+        has_momentum = isinstance(optimizer, optim.SGD) and group["momentum"] and not group["dampening"]
+        for parameter in group["params"]:
+            if has_momentum and parameter.requires_grad:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            state = optimizer.state.get(parameter, {})
+            alike = {name: value for name, value in state.items() if getattr(value, "shape", None) == parameter.shape}
+            for name, value in alike.items():
+                if value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def make_optimizer(
