@@ -93,6 +93,18 @@ def test_what_learns_slowly_is_left_open(pace, passed, found):
     assert ("it learns, slowly" in learnt.found) == (passed is None)
 
 
+def test_what_failed_before_is_the_likely_cause_of_nothing_being_learnt(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    causes = []
+    for size in (1.0, 1e4):
+        with torch.no_grad():
+            model[1].weight.mul_(size)
+        found = {check.name: check for check in preflight(model, data).checks}
+        causes.append(found["one batch can be learnt"].cause)
+    assert found["loss starts near chance"].passed is False and found["one batch can be learnt"].passed is False
+    assert causes[0].startswith("the labels do not belong") and causes[1] == "what failed above; mend that first"
+
+
 def test_a_wrong_number_of_classes(data):
     problems = failed(preflight(create_model("small_resnet", num_classes=7), data))
     assert problems["outputs are logits"].found == "(16, 7) for 16 images of 10 classes"

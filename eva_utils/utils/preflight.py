@@ -1,6 +1,6 @@
 """A minute's look at a model and its data for the mistakes that raise no error."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -112,7 +112,10 @@ def preflight(
             if checks[-1].passed:
                 checks.append(mistakes.images_do_not_mix(trial, images))
             checks.append(mistakes.starts_near_chance(outputs, labels))
-            checks += mistakes.learns_by_heart(learner, images, labels)
+            learnt, *others = mistakes.learns_by_heart(learner, images, labels)
+            if any(check.passed is False for check in checks):
+                learnt = replace(learnt, cause="what failed above; mend that first")
+            checks += [learnt, *others]
         if isinstance(data.train, Loader) and isinstance(data.test, Loader):
             checks.append(mistakes.shares_no_image(data.train, data.test))
             checks += augmentation_checks(data.train)
