@@ -9,8 +9,8 @@ from torch.optim import SGD
 
 import eva_utils as eva
 from conftest import TinyNet
-from eva_utils.utils import page
-from eva_utils.utils.verified import DamagedFileError
+from eva_utils.utils import figures, page
+from eva_utils.utils.verified import DamagedFileError, load_verified, save_verified
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,21 @@ def test_a_page_of_another_record_is_found_though_its_mark_is_whole(folder):
     body = readme.read_text(encoding="utf-8").rsplit("<!-- written", 1)[0]
     readme.write_bytes(page.seal_text(body.replace(f"{record.accuracy:.2f}%", "99.00%")))
     assert eva.check_report(folder).problems == ("README.md is of another record or version",)
+
+
+def test_a_figure_of_another_report_is_found_though_its_mark_is_whole(folder):
+    other = page.seal_png(figures.png_bytes(eva.plot_schedule([0.1, 0.2])))
+    (folder / "figures" / "correct.png").write_bytes(other)
+    assert eva.check_report(folder).problems == ("correct.png is another report's",)
+
+
+def test_a_report_of_an_earlier_version_does_not_know_its_figures(folder):
+    record = load_verified(folder / "report.pt")
+    del record["figures"]
+    save_verified(folder / "report.pt", record)
+    other = page.seal_png(figures.png_bytes(eva.plot_schedule([0.1, 0.2])))
+    (folder / "figures" / "correct.png").write_bytes(other)
+    assert eva.check_report(folder).problems == ()
 
 
 def test_a_report_without_its_record_or_with_a_changed_one_is_refused(folder):

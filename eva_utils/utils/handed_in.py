@@ -49,8 +49,7 @@ class HandedIn:
 def check_report(folder: str | Path) -> HandedIn:
     """Read a report that was handed in from its `report.pt`, and see whether the rest of it is what that says.
 
-    It finds accidents and careless edits. It is no proof: whoever wants to can make a record of their own, and which
-    record a figure was drawn of is not known.
+    It finds accidents and careless edits. It is no proof: whoever wants to can make a record of their own.
 
     Args:
         folder: with README.md, figures/ and report.pt, and history.json if that was asked for.
@@ -79,18 +78,21 @@ def check_report(folder: str | Path) -> HandedIn:
 
 def _problems(folder: Path, record: dict) -> list[str]:
     found, text = [], page.readme(record)
-    drawn = [f"{name}.png" for name in page.FIGURES if f"(figures/{name}.png)".encode() in text]
+    drawn = [name for name in page.FIGURES if f"(figures/{name}.png)".encode() in text]
+    checksums = record.get("figures", {})  # which the first reports do not have
     readme, history = folder / "README.md", folder / "history.json"
     if not readme.is_file():
         found.append("README.md is missing")
     elif readme.read_bytes().replace(b"\r\n", b"\n") != text:
         found.append("README.md is of another record or version" if is_sealed(readme) else "README.md was edited")
     for name in drawn:
-        figure = folder / "figures" / name
+        figure = folder / "figures" / f"{name}.png"
         if not figure.is_file():
-            found.append(f"{name} is missing")
+            found.append(f"{figure.name} is missing")
         elif not is_sealed(figure):
-            found.append(f"{name} was not drawn here, or was edited")
+            found.append(f"{figure.name} was not drawn here, or was edited")
+        elif name in checksums and hashlib.sha256(figure.read_bytes()).hexdigest() != checksums[name]:
+            found.append(f"{figure.name} is another report's")
     if history.is_file():
         try:
             same = History.from_json(history.read_text(encoding="utf-8")).rows == record["rows"]

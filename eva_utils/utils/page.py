@@ -1,5 +1,6 @@
 """The README of a run, text and figures, from its record alone."""
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,12 @@ def render(record: dict) -> dict[str, bytes]:
         drawn = _figures(record)
         pages = {f"figures/{name}.png": seal_png(figures.png_bytes(figure)) for name, figure in drawn.items()}
     return pages | {"README.md": readme(record)}
+
+
+def checksums(pages: dict[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of each figure by its name, to be kept in the record it was drawn of."""
+    drawn = {path: content for path, content in pages.items() if path.endswith(".png")}
+    return {Path(path).stem: hashlib.sha256(content).hexdigest() for path, content in drawn.items()}
 
 
 def readme(record: dict) -> bytes:

@@ -149,6 +149,7 @@ def write_report(
             "command": commands_of(folder),
         }
         pages = page.render(record)
+        record["figures"] = page.checksums(pages)
         save_verified(folder / RECORD, record)
         path = page.write_page(folder, pages)
     return Report(path, found, record)
