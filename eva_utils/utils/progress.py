@@ -20,7 +20,8 @@ class ProgressBar:
         self.live = log is print and _is_watched(sys.stdout)
         self.log, self.refreshed = log, time.monotonic()
         file = sys.stdout if self.live else io.StringIO()
-        self.bar = None if log is None else tqdm(total=batches, file=file, mininterval=REFRESH_SECONDS, ascii=False)
+        options = {"mininterval": REFRESH_SECONDS, "ascii": not _writes_blocks(sys.stdout)}
+        self.bar = None if log is None else tqdm(total=batches, file=file, **options)
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -51,6 +52,15 @@ class ProgressBar:
 
 def _is_watched(stream: Any) -> bool:
     return (hasattr(stream, "isatty") and stream.isatty()) or type(stream).__module__.startswith("ipykernel")
+
+
+def _writes_blocks(stream: Any) -> bool:
+    """Whether the bar's characters can be written, as they cannot where Windows redirects the output to a file."""
+    try:
+        "▏█".encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def describe_training(score: Score, number: int, rate: float) -> str:
