@@ -37,7 +37,7 @@ def make_shapes(split: str = "train", seed: int = 0) -> Shapes:
         raise ValueError(f"split is 'train' or 'test', not {split!r}")
     count = COUNTS[split]
     rng = np.random.default_rng([seed, list(COUNTS).index(split)])
-    labels = rng.permutation(np.arange(count) % len(CLASSES))
+    labels = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     masks = np.empty((count, SIDE, SIDE), bool)
     outlines = [_outline(name) for name in CLASSES]
