@@ -116,7 +116,7 @@ def train(
         )
     device, dtype, criterion = _choose(criterion, device, precision)
     _move(model, criterion, device)
-    use_channels_last(model, dtype)
+    use_channels_last(model, device, dtype)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     meter, first_bad, shared = Meter(device), FirstBad(device, dtype), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -181,7 +181,7 @@ def test(
     check_criterion(criterion)
     device, dtype, criterion = _choose(criterion, device, precision)
     _move(model, criterion, device)
-    use_channels_last(model, dtype)
+    use_channels_last(model, device, dtype)
     meter, shared = Meter(device), processes.is_shard(loader)
     with keep_modes(model), torch.no_grad():
         model.eval()
@@ -287,7 +287,7 @@ def fit(
             dtype = recorded_precision(saved, device, epochs)
         elif not saved or saved["epoch"] < epochs:
             warn_of_emulation(dtype, device)
-        use_channels_last(model, dtype)
+        use_channels_last(model, device, dtype)
         optimizer, scheduler = _complete(model, optimizer, scheduler, device, dtype)
         warn_of_cosine(scheduler, epochs, warmup, len(train_loader))
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -48,6 +48,7 @@ except RuntimeError as error:
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
         RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        RuntimeError("Invalid buffer size: 9.75 GB"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("GET was unable to find an engine to execute this computation"),
         MemoryError(),

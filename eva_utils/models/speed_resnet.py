@@ -47,7 +47,7 @@ class Whitening(nn.Conv2d):
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
         """Set the weights from a batch of normalized images (N, 3, H, W), a hundred or more."""
-        patches = F.unfold(images.to("cpu", torch.float64), 2).transpose(1, 2).flatten(0, 1)
+        patches = F.unfold(images.cpu().double(), 2).transpose(1, 2).flatten(0, 1)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + 5e-4).sqrt()).T.view(12, 3, 2, 2)
         self.weight.copy_(torch.cat([filters, -filters]))

@@ -19,6 +19,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
         "not enough memory",
         "ALLOC_FAILED",
         "ALLOCATION_FAILED",
+        "Invalid buffer size",  # MPS's words for a tensor that is larger than its memory
         "unable to find an engine",  # cuDNN's words where no way to compute a convolution has room
     )
     words = str(error) if isinstance(error, RuntimeError) else ""

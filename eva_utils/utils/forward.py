@@ -21,14 +21,15 @@ _NO_VIEW = ("view size is not compatible", "Cannot view a tensor")  # the second
 _WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 
 
-def use_channels_last(model: nn.Module, dtype: torch.dtype) -> None:
+def use_channels_last(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Put a model's weights channels last where it computes in half precision, unless it cannot run so."""
-    if _channels_last(model, dtype) and all(part.ndim < 5 for part in (*model.parameters(), *model.buffers())):
+    if _channels_last(model, device, dtype) and all(part.ndim < 5 for part in (*model.parameters(), *model.buffers())):
         model.to(memory_format=torch.channels_last)
 
 
-def _channels_last(model: nn.Module, dtype: torch.dtype) -> bool:
-    return dtype != torch.float32 and unwrap(model) not in _CONTIGUOUS
+def _channels_last(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    # On MPS batch normalization of such maps has wrong gradients (https://github.com/pytorch/pytorch/issues/175189).
+    return dtype != torch.float32 and device.type != "mps" and unwrap(model) not in _CONTIGUOUS
 
 
 def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype, *, first: bool) -> Tensor:
@@ -44,7 +45,7 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: tor
     Raises:
         ValueError: the model fails on its first batch, or does not return logits.
     """
-    last = _channels_last(model, dtype)
+    last = _channels_last(model, device, dtype)
     images = move_images(images, device, last=last)
     with failure_explained(model, images) if first else nullcontext():
         try:

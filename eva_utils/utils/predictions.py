@@ -202,7 +202,7 @@ def predict(
     device = pick_device(device)
     dtype = pick_precision(precision, device)
     model.to(device)
-    use_channels_last(model, dtype)  # as in `test`, whose accuracy is to be the same
+    use_channels_last(model, device, dtype)  # as in `test`, whose accuracy is to be the same
     outputs, targets, rng = [], [], rng_state()
     with keep_modes(model), keep_rng(), keep_loaders(loader), torch.no_grad():
         model.eval()
