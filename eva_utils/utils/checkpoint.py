@@ -7,6 +7,7 @@ of the last epoch as plain state_dicts (`best.pt`, `last.pt`), and the record (`
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def save_epoch(folder: Path, state: dict, history_json: str, best_epoch: int) ->
     write_derived(folder, state, history_json, best_epoch)
     for number, path in _epoch_files(folder):
         if number <= state["epoch"] - 2:
-            path.unlink()
+            with suppress(PermissionError):  # as while a scanner holds it on Windows; the next epoch removes it
+                path.unlink()
 
 
 def write_derived(folder: Path, state: dict, history_json: str, best_epoch: int) -> None:

@@ -8,8 +8,9 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows, which has the other
     fcntl = None  # type: ignore[assignment]
+    import msvcrt
 
 
 # Workers forked while a run is held must not keep its lock after it: each closes its copy of the file.
@@ -22,7 +23,7 @@ if hasattr(os, "register_at_fork"):
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold its lock; the system lets go of it when the process ends, however it ends.
 
-    Where the system or the file system knows no locks (Windows, some network drives), nothing is held.
+    Where the file system knows no locks, as some network drives, nothing is held.
 
     Raises:
         ValueError: another run holds it.
@@ -34,17 +35,25 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}); choose another folder") from error
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another run is training in {folder}; wait for it, stop it, or choose another folder"
-                ) from None
-            except OSError:
-                pass
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"another run is training in {folder}; wait for it, stop it, or choose another folder"
+            ) from None
+        except OSError:
+            pass
         _held.add(file)
         try:
             yield
         finally:
             _held.discard(file)
+
+
+def _lock(file: IO) -> None:
+    """Lock a file, or raise BlockingIOError, on Windows PermissionError, if another holds it."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        file.seek(0)  # its first byte is what is locked
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +47,23 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         if hashlib.sha256(temporary.read_bytes()).digest() != hashlib.sha256(content).digest():
             raise OSError(f"{path} was not written correctly: the disk returned other bytes; {path.name} is as it was")
-        temporary.replace(path)
+        _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Rename over a file; Windows refuses while a scanner or a viewer holds it, and is asked again for two seconds."""
+    for wait in (0.05, 0.1, 0.25, 0.5, 1.1):
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(wait)
+        else:
+            return
+    temporary.replace(path)
 
 
 def save_verified(path: Path, value: object) -> None:
