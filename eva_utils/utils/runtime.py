@@ -111,10 +111,15 @@ def check_compile(mode: bool | str, device: torch.device) -> None:
     try:
         torch.compile(lambda x: 2 * x.sin())(torch.ones(8, device=device))
     except Exception as error:
-        wanted = "Triton, as pip install triton does," if device.type == "cuda" else "a C++ compiler such as g++,"
+        wanted = "Triton, as pip install triton does," if device.type == "cuda" else _compiler()
         raise ValueError(
             f"compile={mode!r} does not work here ({first_line(error)}); install {wanted} or leave compile out"
         ) from error
+
+
+def _compiler() -> str:
+    named = {"win32": "cl of Visual Studio's build tools,", "darwin": "clang, by xcode-select --install,"}
+    return f"a C++ compiler such as {named.get(sys.platform, 'g++,')}"
 
 
 @contextmanager
