@@ -21,13 +21,12 @@ WIDTH = 10.0  # inches: the width of a README at 100 dots an inch
 def new_figure(
     rows: int, columns: int, height: float, width: float = WIDTH, ratios: Sequence[float] | None = None
 ) -> tuple["Figure", list[list["Axes"]]]:
-    """Return a figure and its axes by row; closed for pyplot, which would show it a second time."""
-    import matplotlib.pyplot as plt
+    """Return a figure and its axes by row; pyplot does not know it, which would open a window or show it again."""
+    import matplotlib.pyplot  # noqa: F401 - it tells a notebook how to show figures
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, width_ratios=ratios
-    )
-    plt.close(figure)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
     return figure, [list(row) for row in axes]
 
 
