@@ -121,13 +121,20 @@ def test_everything_is_as_it_was(scheduled):
     assert random.getstate() == drawn[2] and torch.equal(loader.generator.get_state(), drawn[3])
 
 
-def test_our_loaders_are_left_in_their_epoch():
+def test_our_loaders_go_on_to_the_next_epoch_and_are_left_in_theirs():
     data = load_data("shapes", limit=200, batch_size=8, recipe="eva6_s8")
     data.train.set_epoch(3)
     order = data.train.order()
     model = TinyNet(10)
-    lr_find(model, data.train, torch.optim.SGD(model.parameters(), lr=0.1), steps=30, **QUIET)
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    lr_find(model, data.train, torch.optim.SGD(model.parameters(), lr=0.1), steps=50, start=1e-5, end=1e-3, **QUIET)
     assert data.train.epoch == 3 and torch.equal(data.train.order(), order)
+    expected = []
+    for epoch in (3, 4):
+        data.train.set_epoch(epoch)
+        expected += [images for images, _ in data.train]
+    assert all(map(torch.equal, seen, expected)) and len(seen) == 50
 
 
 class Drawn(Dataset):

@@ -219,6 +219,16 @@ def test_one_draw_for_the_whole_batch_is_told_from_none(data):
         assert check.passed is (None if p == 1 else False), check
 
 
+def test_a_flip_that_is_rarely_drawn_is_waited_for(data):
+    found = set()
+    for share in (0.005, 0.01, 0.02):
+        transform = Compose(RandomHorizontalFlip(share), Normalize(data.mean, data.std))
+        (check,) = augmentation_checks(Loader(data.train.images, data.train.labels, transform))
+        assert check.passed is not False, check
+        found.add(check.found)
+    assert not any(line.startswith("0%") for line in found)
+
+
 def test_labels_that_do_not_belong_to_the_images():
     """Sixteen copies of one image cannot be learnt as ten classes."""
     check, _ = mistakes.learns_by_heart(TinyNet(10), torch.randn(1, 3, 32, 32).repeat(16, 1, 1, 1), LABELS[:16])

@@ -83,6 +83,7 @@ def test_a_hidden_batch_norm_is_found(data):
         [nn.GroupNorm(1, 8), nn.LocalResponseNorm(2)],
         [nn.GroupNorm(1, 8), Functional(lambda x: F.local_response_norm(x, 2))],
         [nn.GroupNorm(1, 8), Functional(lambda x: F.rms_norm(x, x.shape[1:]))],
+        [nn.GroupNorm(1, 8), Functional(lambda x: F.normalize(x, dim=1))],
         [StandardizedConv2d(8, 8, 3)],
         [],
     ],
@@ -94,6 +95,7 @@ def test_a_hidden_batch_norm_is_found(data):
         "response",
         "functional response",
         "functional rms",
+        "unit length",
         "weights",
         "none",
     ],
@@ -144,13 +146,28 @@ def test_statistics_of_the_batch_by_hand_are_found(data, norm):
     finding = check(record(data, model), model, data, norm=norm)
     assert finding.verdict == "FAIL"
     assert finding.found.endswith("; in training an image's logits depend on the others of its batch")
-    for harmless in (Standardized(1, 2, 3), Draws()):
-        model = normed(nn.GroupNorm(1, 8), harmless)
+    for other, verdict in ((Standardized(1, 2, 3), "not checked"), (Draws(), "pass")):
+        model = normed(nn.GroupNorm(1, 8), other)
         history = record(data, model)
         state, before = torch.get_rng_state(), copy.deepcopy(model.state_dict())
-        assert check(history, model, data, norm=norm).verdict == "pass"
+        assert check(history, model, data, norm=norm).verdict == verdict
         assert torch.equal(torch.get_rng_state(), state) and model.training
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "ran"),
+    [
+        ([nn.GroupNorm(1, 8), Standardized(2, 3)], "1 group_norm of one group, 1 variance"),
+        ([Standardized(1, 2, 3)], "1 variance"),
+        ([Functional(lambda x: x / x.std((2, 3), keepdim=True))], "1 standard deviation"),
+    ],
+)
+def test_what_a_variance_is_computed_for_is_left_to_the_reader(data, layers, ran):
+    model = normed(*layers)
+    finding = check(record(data, model), model, data, norm="LayerNorm")
+    assert finding.verdict == "not checked"
+    assert finding.found.endswith(f"(a forward pass: {ran}); whether what is computed by hand normalizes is not known")
 
 
 class OwnInstanceNorm(nn.Module):

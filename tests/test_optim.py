@@ -177,6 +177,13 @@ def test_fused_momentum_outlives_a_first_step_that_overflows():
     torch.testing.assert_close(*weights)
 
 
+@pytest.mark.parametrize(("epochs", "steps", "peak", "at"), [(10, 7, 2.5, 17), (4, 3, 0.5, 1), (24, 98, 5, 489)])
+def test_a_peak_within_an_epoch_is_reached_on_a_batch(epochs, steps, peak, at):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    rates = learning_rates(one_cycle(optimizer, epochs, steps, 0.4, 0.004, peak), epochs * steps)
+    assert rates[at] == max(rates) == pytest.approx(0.4, rel=1e-12)
+
+
 def test_centralized_gradients_leave_each_filter_of_a_convolution_its_mean():
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 4))

@@ -4,6 +4,7 @@ import html
 import re
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from eva_utils.utils.page import render, write_page
 from eva_utils.utils.predictions import predict
 from eva_utils.utils.report import write_report
 from eva_utils.utils.runtime import hardware
-from eva_utils.utils.sections import plus_minus
+from eva_utils.utils.sections import plus_minus, results
 from eva_utils.utils.verified import load_verified
 from reporting import Sign, contents, train_one
 
@@ -39,8 +40,7 @@ def test_the_readme_says_what_the_run_recorded(run, data):
     assert report.path == folder / "README.md" and report.audit is None
     best, last = history.best, history.rows[-1]
     for which, row in (("best", best), ("last", last)):
-        spread = plus_minus(row["test_accuracy"], 80)
-        assert f"| {which} epoch, {row['epoch']} | {row['test_accuracy']:.2f}% ± {spread:.2f} |" in text
+        assert f"| {which} epoch, {row['epoch']} | {row['test_accuracy']:.2f}% (" in text  # of 80 images
     for row in history.rows:
         assert f"Loss={row['train_loss']:.4f} Batch_id=2 LR=0.05000 Accuracy={row['train_accuracy']:.2f}: 100%|" in text
         correct = round(row["test_accuracy"] * 0.8)
@@ -82,6 +82,24 @@ def test_plus_minus_is_wilsons():
     assert plus_minus(90, 10_000) == pytest.approx(0.588, abs=1e-3)
     assert plus_minus(50, 100) == pytest.approx(100 * 1.96 / 1.038416 * (0.0025 + 0.00009604) ** 0.5)
     assert plus_minus(100, 40) > 4
+
+
+@pytest.mark.parametrize("right", [0, 1, 18, 20])
+def test_a_lopsided_interval_is_told_by_its_ends(right):
+    """Those of Wilson's, here as the roots of (p - x)² = 1.96² x (1 - x) / n."""
+    share, factor = right / 20, 1.96**2 / 20
+    low, high = sorted(np.roots([1 + factor, -2 * share - factor, share**2]).real)
+    row = {"accuracy": 5.0 * right, "epoch": 1}
+    found = {"best": row, "last": row, "samples": 20, "split": "test", "recomputed": 5.0 * right}
+    text = results({"results": found, "audit": [], "data": {"source": ""}})
+    assert f"{5 * right:.2f}% ({100 * abs(low):.2f} to {100 * high:.2f}) |" in text and "In brackets is the 95%" in text
+
+
+def test_an_interval_that_reaches_as_far_to_both_sides_is_told_by_half():
+    row = {"accuracy": 89.78, "epoch": 39}
+    found = {"best": row, "last": row, "samples": 10_000, "split": "test", "recomputed": 89.78}
+    text = results({"results": found, "audit": [], "data": {"source": ""}})
+    assert "| best epoch, 39 | 89.78% ± 0.59 |" in text and "± is half the 95%" in text
 
 
 def test_every_link_and_picture_is_there(run, data):

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,7 +146,10 @@ def _steepest(rates: list[float], losses: list[float]) -> float | None:
 
 
 def _endless(loader: Any) -> Iterator[Any]:
-    while True:
+    """Yield the batches of pass after pass, each of another epoch where a loader counts them, lest it learn by heart."""
+    for number in count():
+        if number and hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
+            loader.set_epoch(loader.epoch + 1)
         empty = True
         for batch in loader:
             empty = False

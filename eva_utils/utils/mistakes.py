@@ -130,7 +130,8 @@ def learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[Ch
         f"{100 * share:.0f}% of {len(labels)} images after {step} steps"
         + (f"; in {MOST_SECONDS} seconds there was no time for {OVERFIT_STEPS}" if cut_short else "")
         + ("; it learns, slowly" if slow and not cut_short else ""),
-        "the labels do not belong to the images, a layer is cut off or frozen, or there is no nonlinearity",
+        "the labels do not belong to the images, a layer is cut off or frozen, there is no nonlinearity, or it learns "
+        "slowly, as sigmoids do and ReLU does not",
     )
     reached = Check(
         "gradients reach every parameter",

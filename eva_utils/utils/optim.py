@@ -90,7 +90,7 @@ def one_cycle(
         optimizer,
         max_lr=[lr_max * share for share in rate_shares(optimizer)],
         total_steps=int(epochs) * int(steps_per_epoch),
-        pct_start=peak_epoch / epochs,
+        pct_start=round(peak_epoch * steps_per_epoch) / (epochs * steps_per_epoch),  # else the peak falls between two
         anneal_strategy="linear",
         cycle_momentum=False,
         div_factor=lr_max / lr_min,

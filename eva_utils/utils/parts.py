@@ -77,7 +77,8 @@ def keeping_workers(loaders: Sequence[Any]) -> list[DataLoader]:
 
 @contextmanager
 def keep_loaders(*loaders: Any) -> Iterator[None]:
-    """Put back the generators that DataLoaders draw their order from and the workers they keep, come what may."""
+    """Put back the epoch of loaders that have one, DataLoaders' generators and the workers they keep, come what may."""
+    epochs = [(loader, loader.epoch) for loader in loaders if hasattr(loader, "set_epoch") and hasattr(loader, "epoch")]
     states = [(generator, generator.get_state()) for loader in loaders for generator in own_generators(loader)]
     persistent = keeping_workers(loaders)
     workers = [loader._iterator for loader in persistent]
@@ -86,6 +87,8 @@ def keep_loaders(*loaders: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        for loader, epoch in epochs:
+            loader.set_epoch(epoch)
         for generator, state in states:
             generator.set_state(state)
         for loader, kept in zip(persistent, workers, strict=True):

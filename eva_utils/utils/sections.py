@@ -97,23 +97,35 @@ def summary(record: dict) -> str:
 
 
 def plus_minus(accuracy: float, samples: int) -> float:
-    """Return half the width in points of the 95% interval of an accuracy in percent, as Wilson (1927) has it.
+    """Return half the width in points of the 95% interval of an accuracy in percent; see `_wilson`."""
+    return _wilson(accuracy, samples)[1]
 
-    1.96 / (1 + 1.96² / n) * sqrt(p (1 - p) / n + 1.96² / (4 n²)): of many images that is 1.96 sqrt(p (1 - p) / n).
+
+def _wilson(accuracy: float, samples: int) -> tuple[float, float]:
+    """Return the middle and half the width of the 95% interval of an accuracy in percent, as Wilson (1927) has it.
+
+    (p + 1.96² / (2 n)) / (1 + 1.96² / n), and 1.96 / (1 + 1.96² / n) * sqrt(p (1 - p) / n + 1.96² / (4 n²)): of many
+    hits and mistakes p and 1.96 sqrt(p (1 - p) / n).
     """
     share, z = accuracy / 100, 1.96
-    return 100 * z / (1 + z**2 / samples) * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
+    whole = 1 + z**2 / samples
+    half = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2)) / whole
+    return 100 * (share + z**2 / (2 * samples)) / whole, 100 * half
 
 
 def results(record: dict) -> str:
     """Return the accuracies with their intervals, and the rules that the run breaks."""
     found, samples = record["results"], record["results"]["samples"]
+    intervals = {which: _wilson(found[which]["accuracy"], samples) for which in ("best", "last")}
+    # Of few mistakes, or hits, it reaches further to one side.
+    lopsided = any(abs(mid - found[which]["accuracy"]) > 0.1 * half for which, (mid, half) in intervals.items())
     rows = [
         (
             f"{which} epoch, {found[which]['epoch']}",
-            f"{found[which]['accuracy']:.2f}% ± {plus_minus(found[which]['accuracy'], samples):.2f}",
+            f"{found[which]['accuracy']:.2f}% "
+            + (f"({max(mid - half, 0):.2f} to {min(mid + half, 100):.2f})" if lopsided else f"± {half:.2f}"),
         )
-        for which in ("best", "last")
+        for which, (mid, half) in intervals.items()
     ]
     as_asked = "as the assignments measure it, " if record["audit"] else ""
     if found["split"] == "test":
@@ -131,9 +143,9 @@ def results(record: dict) -> str:
     broken = [finding["rule"] for finding in record["audit"] if finding["verdict"] == FAIL]
     notes = [
         f"The images are: {escape(source)}." if source else "",
-        f"± is half the 95% interval of a share measured on {samples:,} images. {chosen} The galleries, the confusion "
-        f"matrix and Grad-CAM are of the best epoch's weights, which were scored again for them: "
-        f"{found['recomputed']:.2f}%.",
+        f"{'In brackets is' if lopsided else '± is half'} the 95% interval of a share measured on {samples:,} images. "
+        f"{chosen} The galleries, the confusion matrix and Grad-CAM are of the best epoch's weights, which were scored "
+        f"again for them: {found['recomputed']:.2f}%.",
         f"**Rules of the assignment that this run breaks: {escape(', '.join(broken))}** (see [Audit](#audit))."
         if broken
         else "",
