@@ -68,6 +68,7 @@ def test_data_prints_as_a_few_lines(image_folder):
     first, train, test, classes, numbers = repr(data).splitlines()
     assert first == "Data of images, PNG image files"
     assert train.startswith("  train: Loader(10 images in memory on cpu, batches of 4, RandomCrop(padding=4) -> ")
+    assert train.endswith("-> Normalize -> Cutout(16, fill=0))")
     assert test.startswith("  test: Loader(5 images") and classes == "  2 classes: cat, dog"
     assert re.fullmatch(r"  mean 0\.\d{4}, 0\.\d{4}, 0\.\d{4}; standard deviation (0\.\d{4}(, )?){3}", numbers)
 
