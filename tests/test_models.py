@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from eva_utils.models import create_model, list_models
@@ -83,6 +84,33 @@ def test_initialisation_is_as_stated():
     model = create_model("resnet18", norm="layer")
     for conv in (model.layer1[0].conv1, model.layer4[1].conv2):
         assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_residual_networks_compute_what_torchvisions_do(name):
+    """But for the stem, which is one convolution for small images."""
+    ours, theirs = with_varied_norms(name), getattr(torchvision.models, name)(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    weights = {}
+    for part, value in ours.state_dict().items():
+        weights[part.replace("norm", "bn").replace("shortcut", "downsample")] = value
+    theirs.load_state_dict(weights)
+    images = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(ours(images), theirs.train()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_small_network_computes_what_it_says():
+    """Three times a convolution, max pooling, norm and ReLU, then a block; an eighth of the largest of each map."""
+    model, x = with_varied_norms("small_resnet"), torch.randn(4, 3, 16, 16)
+    images = x
+    for layer in ("layer1", "layer2", "layer3"):
+        x = normed_relu(model, f"{layer}.2", convolved(model, f"{layer}.0", x, pool=True))
+        inner = normed_relu(model, f"{layer}.4.norm1", convolved(model, f"{layer}.4.conv1", x))
+        x = F.relu(
+            x + normed_relu(model, f"{layer}.4.norm2", convolved(model, f"{layer}.4.conv2", inner), nn.Identity())
+        )
+    largest = x.flatten(2).max(dim=2).values
+    torch.testing.assert_close(model(images), (largest @ model.fc.weight.T + model.fc.bias) / 8, rtol=1e-4, atol=1e-4)
 
 
 def normed_relu(model, name, x, activation=F.relu):
