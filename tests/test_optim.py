@@ -5,7 +5,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from eva_utils import main as engine
 from eva_utils.utils.averaging import MovingAverage
-from eva_utils.utils.optim import learning_rates, make_optimizer, one_cycle, param_groups
+from eva_utils.utils.optim import (
+    fill_momentum,
+    learning_rates,
+    make_optimizer,
+    make_plateau,
+    one_cycle,
+    param_groups,
+    rate_shares,
+)
 from eva_utils.utils.schedule import Warmup
 
 
@@ -23,7 +31,14 @@ def test_optimizers_by_name(tiny_net):
     assert type(sgd) is torch.optim.SGD and sgd.param_groups[0]["momentum"] == 0.8
     adam, adamw = (make_optimizer(name, tiny_net, lr=0.2, momentum=0.8) for name in ("adam", "adamw"))
     assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
-    assert adam.param_groups[1]["betas"] == (0.8, 0.999)
+    assert adam.param_groups[1]["betas"] == adamw.param_groups[1]["betas"] == (0.8, 0.999)
+    assert [group["weight_decay"] for group in sgd.param_groups] == [0.01, 0] and not sgd.defaults["nesterov"]
+    assert make_optimizer("sgd", tiny_net, lr=0.2, nesterov=True).defaults["nesterov"] is True
+    for name in ("sgd", "adam", "adamw", "muon"):
+        plain = make_optimizer(name, tiny_net, lr=0.2)
+        assert {group["weight_decay"] for group in plain.param_groups} == {0}
+    with pytest.raises(ValueError, match=r"momentum is a number .*, not 1\.5"):
+        make_optimizer("sgd", tiny_net, lr=0.1, momentum=1.5)
     with pytest.raises(
         ValueError, match=r"unknown optimizer 'adma': choose one of sgd, adam, adamw, muon; did you mean 'adam'\?"
     ):
@@ -44,6 +59,31 @@ def test_one_cycle_rises_to_its_peak_and_falls(annihilate):
     expected = [0.1 + 0.3 * step / 19 for step in range(20)] + [0.4 + (last - 0.4) * step / 40 for step in range(1, 41)]
     assert rates == pytest.approx(expected)
     assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_one_cycle_peaks_after_five_epochs_and_ends_where_it_began():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    rates = learning_rates(one_cycle(optimizer, 8, 4, 0.4, 0.1), 32)
+    assert max(rates) == rates[5 * 4 - 1] == pytest.approx(0.4)
+    assert rates[0] == pytest.approx(0.1) and rates[-1] == pytest.approx(0.1)
+
+
+def test_rates_are_shares_of_the_first_groups():
+    for rates, shares in (((0.2, 0.02, 0.0), [1, 0.1, 0]), ((0.0, 0.1), [1, 1])):
+        groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates]
+        assert rate_shares(torch.optim.SGD(groups)) == pytest.approx(shares)
+
+
+def test_the_plateau_has_the_options_it_is_given():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    plateau = make_plateau(optimizer, factor=0.5, patience=2, threshold=0.01)
+    assert (plateau.factor, plateau.patience, plateau.threshold) == (0.5, 2, 0.01)
+    assert (plateau.mode, plateau.threshold_mode) == ("min", "rel")
+    plateau = make_plateau(optimizer)
+    assert (plateau.factor, plateau.patience, plateau.threshold) == (0.1, 3, 1e-4)
+    for wrong in ({"factor": 1}, {"factor": 0}, {"patience": -1}, {"threshold": -0.1}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is a "):
+            make_plateau(optimizer, **wrong)
 
 
 def test_one_cycle_keeps_the_ratio_of_the_groups_and_a_rate_of_0():
@@ -173,6 +213,23 @@ def test_fused_momentum_outlives_a_first_step_that_overflows():
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "filled"),
+    [
+        ({"fused": True, "momentum": 0.9}, True),
+        ({"fused": True, "momentum": 0.9, "dampening": 0.5}, False),  # of which a first step takes nothing off
+        ({"fused": True}, False),
+        ({"momentum": 0.9}, False),
+    ],
+)
+def test_momentum_is_filled_where_torch_would_leave_it_unset(options, filled):
+    trained, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = torch.optim.SGD([trained, frozen], lr=0.1, **options)
+    fill_momentum(optimizer)
+    assert set(optimizer.state) == ({trained} if filled else set())
+    assert not filled or optimizer.state[trained]["momentum_buffer"].tolist() == [0, 0]
 
 
 def test_the_moving_average_copies_whole_numbers():
