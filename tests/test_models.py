@@ -5,6 +5,7 @@ import torchvision
 from torch import nn
 
 from eva_utils.models import create_model, list_models
+from eva_utils.models.flip import FlipConv2d
 from eva_utils.models.norms import NORMS, make_norm
 
 NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -68,6 +69,11 @@ def test_last_stride_sets_the_size_of_layer4(stride, side):
     model.layer4.register_forward_hook(lambda module, inputs, output: sizes.update(map=output.shape))
     model(torch.randn(1, 3, 32, 32))
     assert sizes["map"] == (1, 512, side, side)
+    with torch.device("meta"):
+        larger = create_model("resnet34", last_stride=stride)
+        larger.layer4.register_forward_hook(lambda module, inputs, output: sizes.update(larger=output.shape))
+        larger(torch.empty(2, 3, 32, 32))
+    assert sizes["larger"] == (2, 512, side, side)
 
 
 def test_what_each_norm_averages_over():
@@ -82,7 +88,8 @@ def test_what_each_norm_averages_over():
 
 def test_initialisation_is_as_stated():
     model = create_model("resnet18", norm="layer")
-    for conv in (model.layer1[0].conv1, model.layer4[1].conv2):
+    small, fast = create_model("small_resnet"), create_model("speed_resnet")
+    for conv in (model.layer1[0].conv1, model.layer4[1].conv2, small.layer2[0], fast.layer2[0]):
         assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
 
 
@@ -202,7 +209,9 @@ def test_unknown_names_are_refused_with_the_nearest():
         create_model("resnet18", last_stride=3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "small_resnet"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "small_resnet", "speed_resnet", "speed_resnet4", "whitened_resnet"]
+)
 def test_every_convolution_may_be_standardized_and_has_no_parameter_more(name):
     with torch.device("meta"):
         plain, model = (create_model(name, norm="layer", standardize=standardize) for standardize in (False, True))
@@ -211,6 +220,15 @@ def test_every_convolution_may_be_standardized_and_has_no_parameter_more(name):
     assert kinds[1].count("StandardizedConv2d") == kinds[0].count("Conv2d") > 0
     sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (plain, model)]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", ["flip_resnet", "whitened_flip_resnet"])
+def test_the_layers_of_flips_may_be_standardized(name):
+    for standardize in (False, True):
+        with torch.device("meta"):
+            model = create_model(name, standardize=standardize)
+        found = [module.standardize for module in model.modules() if isinstance(module, FlipConv2d)]
+        assert found == [standardize] * len(norms_in(model))
 
 
 def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in():
