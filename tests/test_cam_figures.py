@@ -1,17 +1,20 @@
 """Panels show the maps of the records beside them, with captions that are whole."""
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from drawn import LongNames, overlaps, records, records_of, texts, visible
 from eva_utils.models import create_model
 from eva_utils.utils import plotting
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM, overlay
+from eva_utils.utils.predictions import Record
 from eva_utils.utils.transforms import denormalize
 
 pytestmark = pytest.mark.usefixtures("settings_and_open_figures_stay")
@@ -53,11 +56,27 @@ def test_panels_show_the_maps_of_the_same_records(data):
         for place, layer in enumerate(layers):
             over = overlay(image, maps[layer][number]).permute(1, 2, 0)
             np.testing.assert_allclose(row[1 + 2 * place].images[0].get_array(), over, atol=1e-6)
-            np.testing.assert_allclose(row[2 + 2 * place].images[0].get_array(), maps[layer][number], atol=1e-6)
+            heat = row[2 + 2 * place].images[0]
+            np.testing.assert_allclose(heat.get_array(), maps[layer][number], atol=1e-6)
+            assert heat.get_cmap().name == "viridis"
         predicted, actual = data.classes[record.predicted], data.classes[record.target]
         confidence = f"confidence {100 * record.confidence:.0f}%"
         expected = f"#{record.index}\npredicted: {predicted}\n{confidence}\nactual: {actual}"
         assert row[0].get_ylabel() == expected
+    assert [axis.get_title() for axis in axes[:5]] == ["", "layer1", "map 16x16", "layer2", "map 8x8"]
+    assert not any("nothing stands out" in text for text in texts(figure))
+
+
+def test_names_stand_above_every_fifth_row_and_a_hit_has_its_class_once(data):
+    shown = [Record(number, torch.zeros(3, 8, 8), 1, 1, 0.75) for number in range(6)]
+    maps = {"a": torch.ones(6, 8, 8), "b": torch.ones(6, 8, 8)}
+    axes = plotting.draw_gradcam(shown, data, maps, sizes={"a": (4, 2), "b": (2, 1)}).axes
+    titles = [[axis.get_title() for axis in axes[5 * row :][:5]] for row in range(6)]
+    assert titles[0] == titles[5] == ["", "a", "map 4x2", "b", "map 2x1"] and not any(map(any, titles[1:5]))
+    assert all(axis.images[0].get_clim() == (0, 1) for axis in axes[2::5])
+    assert axes[5].get_ylabel() == f"#1\npredicted: {data.classes[1]}\nconfidence 75%"
+    one = plotting.draw_gradcam(shown, data, {"a": maps["a"]}, sizes={"a": (4, 2)})
+    assert one.get_suptitle().split("\n")[1].startswith("Grad-CAM at a, 4x2;")
 
 
 @pytest.mark.parametrize("right, cells", [(False, 3), (True, 2)])
@@ -74,6 +93,38 @@ def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
         for number, record in enumerate(shown):
             expected = overlay(denormalize(record.image, data.mean, data.std), maps[number]).permute(1, 2, 0)
             np.testing.assert_allclose(axes[cells * number + place].images[0].get_array(), expected, atol=1e-6)
+    for number, record in enumerate(shown):
+        image, over, *true = axes[cells * number :][:cells]
+        assert image.get_xlabel() == f"#{record.index}"
+        assert over.get_title() == f"predicted:\n{data.classes[record.predicted]}"
+        assert over.get_xlabel() == f"{100 * record.confidence:.0f}%"
+        assert [axis.get_title() for axis in true] == [f"actual:\n{data.classes[record.target]}"] * (cells - 2)
+
+
+def test_one_mistake_among_hits_has_the_map_of_its_true_class_too(data):
+    shown = [Record(number, torch.zeros(3, 8, 8), 0, int(number == 1), 0.5) for number in range(3)]
+    maps, true_maps = ({"a": torch.full((3, 8, 8), level)} for level in (0.25, 0.75))
+    axes = visible(plotting.draw_gradcam(shown, data, maps, true_maps))
+    assert len(axes) == 9 and axes[5].get_title() == f"actual:\n{data.classes[0]}"
+    grey = denormalize(shown[1].image, data.mean, data.std)
+    for axis, level in ((axes[4], 0.25), (axes[5], 0.75)):
+        expected = overlay(grey, torch.full((8, 8), level)).permute(1, 2, 0)
+        np.testing.assert_allclose(axis.images[0].get_array(), expected, atol=1e-6)
+
+
+def test_a_transformer_is_drawn_through_its_reshape(data):
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 16, num_classes=10)
+    torch.nn.init.normal_(model.heads.head.weight)  # as it comes it is 0, and so would be every map
+    layer, shown = "encoder.layers.encoder_layer_1.ln_1", records_of(model, 2)
+
+    def reshape(tokens):
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+
+    axes = visible(plotting.plot_gradcam(model, shown, data, [layer], reshape=reshape))
+    images = torch.stack([record.image for record in shown])
+    maps = GradCAM(model, [layer], reshape=reshape)(images, [record.predicted for record in shown])[layer]
+    expected = overlay(denormalize(images[1], data.mean, data.std), maps[1]).permute(1, 2, 0)
+    np.testing.assert_allclose(axes[4].images[0].get_array(), expected, atol=1e-6)
 
 
 def test_a_map_without_anything_positive_is_named(data, monkeypatch):
@@ -89,6 +140,11 @@ def test_records_of_another_model_are_warned_of(data):
     shown = records_of(model, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        plotting.plot_gradcam(model, shown, data, layers=["layer2"])
+        near = [replace(record, confidence=record.confidence - 0.03) for record in shown]
+        plotting.plot_gradcam(model, near, data, layers=["layer2"])  # as half precision may have it
+    shown[1] = replace(shown[1], confidence=shown[1].confidence + 0.08)
+    with pytest.warns(UserWarning, match=rf"hold: of image #{shown[1].index} .* predict anew if"):
         plotting.plot_gradcam(model, shown, data, layers=["layer2"])
     with torch.no_grad():
         other.fc.weight.mul_(100)

@@ -27,6 +27,12 @@ def test_curves_show_the_rows_the_best_epoch_and_the_drops():
     assert labels(loss)["test"].get_xdata().tolist() == [1, 2, 3, 4, 5]
     ring = labels(accuracy)["best: 55.00%, epoch 4"]
     assert (ring.get_xdata().tolist(), ring.get_ydata().tolist()) == ([4], [55])
+    assert labels(loss)["best: 55.00%, epoch 4"].get_ydata().tolist() == [0.75]  # the loss of that epoch
+    for axis in (loss, accuracy):
+        train, test = labels(axis)["train"], labels(axis)["test"]
+        assert (train.get_linestyle(), test.get_linestyle()) == ("--", "-") and train.get_color() != test.get_color()
+        assert axis.get_xlabel() == "epoch"
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss (mean over samples)", "accuracy (%)")
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
 
 
@@ -63,7 +69,7 @@ def test_a_rate_that_falls_all_the_time_has_no_drops(rates, drops):
 
 def test_an_epoch_gone_astray_does_not_flatten_the_others():
     calm, astray = history([0.1] * 5), history([0.1] * 5)
-    astray.rows[1]["test_loss"] = 300.0
+    astray.rows[1]["test_loss"] = 21.0  # of 2.0 in training
     for row in calm.rows[1:]:
         row["train_loss"] = 0.0  # a fast fall is none
     assert [axis.get_yscale() for axis in plotting.plot_history(calm).axes] == ["linear", "linear"]
@@ -75,6 +81,8 @@ def test_several_histories_share_a_figure():
     found = labels(accuracy)
     batch, layer = (found[name] for name in (" batch, best: 55.00%, epoch 4", " layer, best: 57.00%, epoch 4"))
     assert layer.get_ydata()[3] == 57 and batch.get_color() != layer.get_color()
+    shorter = plotting.plot_history({"one": history([0.1]), "six": history([0.1] * 6)}).axes[0]
+    assert {1, 5} <= set(shorter.get_xticks().tolist())
 
 
 def test_a_dozen_histories_are_told_apart_and_leave_room_for_the_curves():
@@ -127,6 +135,8 @@ def test_a_schedule_by_step_and_by_epoch():
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.3]
     (axis,) = plotting.plot_schedule(history([0.1, 0.01])).axes
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.01] and axis.get_xlabel() == "epoch"
+    for count, style in ((60, "steps-mid"), (61, "default")):
+        assert plotting.plot_schedule([0.1] * count).axes[0].lines[0].get_drawstyle() == style
     assert {" a", " b"} == set(labels(plotting.plot_schedule({"a": [1, 2], "b": [2, 1]}).axes[0]))
 
 
@@ -137,6 +147,8 @@ def test_a_dozen_schedules_are_told_apart_and_the_legend_covers_none():
     assert len({(line.get_color(), line.get_marker()) for line in axis.lines}) == 12
     assert [text.get_text() for text in legend.get_texts()] == [f" schedule {number}" for number in range(12)]
     assert legend.get_window_extent().y1 < axis.bbox.y0 and axis.bbox.height > 200
+    (axis,) = plotting.plot_schedule({str(number): [number + 1.0] for number in range(24)}).axes
+    assert len({(line.get_color(), line.get_marker()) for line in axis.lines}) == 24
     with pytest.raises(TypeError, match="takes a list of rates") as refused:
         plotting.plot_schedule([*[0.1] * 50_000, "high"])
     assert len(str(refused.value)) < 200
@@ -146,6 +158,7 @@ def test_the_finders_curve_marks_its_suggestion():
     rates, losses = [10.0**n for n in range(-5, 1)], [2.0, 2.0, 1.5, 1.0, 1.2, 90.0]
     (axis,) = plotting.plot_lr_find((rates, losses, 1e-3)).axes
     assert axis.lines[0].get_xdata().tolist() == rates and axis.lines[0].get_ydata().tolist() == losses
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("learning rate", "loss (smoothed)")
     assert axis.get_xscale() == "log" and axis.lines[1].get_xdata() == [1e-3, 1e-3]
     assert "steepest slope: 1.0e-03" in labels(axis)
     (rising,) = plotting.plot_lr_find(([1e-3, 1e-2, 1e-1], [2.3, 4.0, 11.0], None)).axes
@@ -166,3 +179,11 @@ def test_the_finders_curve_marks_its_suggestion():
 def test_one_epoch_has_one_tick():
     for axis in plotting.plot_history(history([0.1])).axes + plotting.plot_schedule([0.1]).axes:
         assert axis.get_xticks().tolist() == [1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_epochs_and_steps_are_whole_numbers(count):
+    for figure in (plotting.plot_history(history([0.1] * count)), plotting.plot_schedule([0.1] * count)):
+        for axis in figure.axes:
+            ticks = axis.get_xticks().tolist()
+            assert all(tick == round(tick) for tick in ticks) and len({*range(1, count + 1)} & {*ticks}) > 1

@@ -38,6 +38,13 @@ def test_draws_a_square_for_each_image_from_the_whole_image():
     assert zeros.any(0).all()
 
 
+def test_every_pixel_of_an_oblong_image_is_a_centre():
+    drawn = Cutout(1)(torch.ones(2000, 1, 4, 12))
+    assert (drawn == 0).sum(dim=(1, 2, 3)).unique().tolist() == [1]  # none falls outside
+    counts = (drawn == 0).sum(dim=(0, 1))
+    assert counts.min() > 15 and counts.max() < 75  # about 42 for each pixel
+
+
 def test_the_generator_decides_and_torchs_own_is_left_alone():
     images = torch.randn(5, 3, 16, 16)
     before = torch.get_rng_state()

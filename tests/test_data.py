@@ -11,7 +11,7 @@ import torch
 
 from eva_utils.utils import data as D
 from eva_utils.utils.images import ImageFiles
-from eva_utils.utils.splits import stratified
+from eva_utils.utils.splits import split_anew, stratified
 from eva_utils.utils.transforms import denormalize
 
 
@@ -68,6 +68,7 @@ def test_data_prints_as_a_few_lines(image_folder):
     first, train, test, classes, numbers = repr(data).splitlines()
     assert first == "Data of images, PNG image files"
     assert train.startswith("  train: Loader(10 images in memory on cpu, batches of 4, RandomCrop(padding=4) -> ")
+    assert train.endswith("-> Normalize -> Cutout(16, fill=0))")
     assert test.startswith("  test: Loader(5 images") and classes == "  2 classes: cat, dog"
     assert re.fullmatch(r"  mean 0\.\d{4}, 0\.\d{4}, 0\.\d{4}; standard deviation (0\.\d{4}(, )?){3}", numbers)
 
@@ -136,11 +137,20 @@ def test_loaders_know_their_classes_though_a_few_images_show_fewer():
     assert data.train.classes == data.test.classes == 10
 
 
+@pytest.mark.parametrize(("images", "share", "tested"), [(10, 0.01, 1), (10, 0.99, 9), (9, 0.3, 3), (9, 0.25, 2)])
+def test_a_share_is_the_nearest_whole_number_and_neither_none_nor_all(images, share, tested):
+    splits = [(torch.arange(n)[:, None, None, None], torch.zeros(n).long()) for n in (images - 4, 4)]
+    train, test = split_anew(*splits, share, seed=0)
+    assert (len(train[1]), len(test[1])) == (images - tested, tested)
+
+
 def test_size_resizes_a_folder(image_folder):
     cv2.imwrite(str(image_folder / "train" / "cat" / "00.png"), np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(ValueError, match=r"01\.png is 10x10 pixels and .*00\.png is 30x20; give size= to resize"):
         D.load_data(image_folder)
     assert D.load_data(image_folder, size=16).train.images.shape == (10, 3, 16, 16)
+    divided = D.load_data(image_folder, size=16, test_share=0.2)
+    assert divided.train.images.shape == (12, 3, 16, 16) and divided.test.images.shape == (3, 3, 16, 16)
 
 
 def test_grey_images_are_repeated_to_three_channels(image_folder):
@@ -193,6 +203,17 @@ def test_cifar10_of_other_images_has_statistics_of_its_own(changed, tmp_path, mo
     np.testing.assert_allclose(data.std, pixels.std((0, 2, 3), correction=0), rtol=1e-12)
     same = D.load_data("cifar10", root=tmp_path, size=32)
     assert (same.mean, same.std) == (D.CIFAR10_MEAN, D.CIFAR10_STD)
+
+
+@pytest.mark.filterwarnings("ignore:. of 10 classes")
+def test_an_archive_beside_the_unpacked_folder_does_not_matter(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    make_cifar10(tmp_path)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"the beginning of a download")
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    assert len(D.load_data("cifar10", root=tmp_path).train.labels) == 25
 
 
 def test_damaged_cifar10_is_refused(tmp_path):
@@ -315,6 +336,7 @@ def test_files_of_a_kind_that_is_not_read_are_warned_of(image_folder):
     cats = image_folder / "test" / "cat"
     for name in ("a.heic", "b.HEIC", "c", "notes.txt", ".DS_Store", "Thumbs.db"):
         (cats / name).touch()
+    (cats / "older").mkdir()
     with pytest.warns(
         UserWarning, match=r"test are left out: 2 \.heic, 1 without a suffix; make \.jpg or \.png"
     ) as caught:

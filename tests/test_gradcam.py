@@ -13,6 +13,7 @@ from torch import nn
 from eva_utils.models import create_model
 from eva_utils.utils.assignments import Brief
 from eva_utils.utils.brief import audit_plan
+from eva_utils.utils.cam_layer import is_channels_last
 from eva_utils.utils.data import load_data
 from eva_utils.utils.gradcam import GradCAM, overlay
 from eva_utils.utils.parts import copy_model
@@ -231,6 +232,25 @@ def test_the_default_layer_is_the_deepest_of_at_least_five_pixels():
     assert GradCAM(create_model("resnet18"), "layer4")(images)["layer4"].shape == (1, 32, 32)
     with pytest.raises(ValueError, match="no convolution gives a map of at least 5x5; choose layers= by name"):
         GradCAM(nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.Flatten(), nn.Linear(64, 10)))(images)
+    five = nn.Sequential(nn.Conv2d(3, 4, 8, stride=6), nn.ReLU(), nn.Flatten(), nn.Linear(100, 10))
+    assert GradCAM(five).sizes(images) == {"0": (5, 5)}
+    narrow = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.Flatten(), nn.Linear(128, 10))  # a map of 8x4
+    with pytest.raises(ValueError, match="no convolution gives a map of at least 5x5; choose layers= by name"):
+        GradCAM(narrow)(torch.randn(1, 3, 64, 32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        ((1, 8, 4, 96), True),
+        ((1, 9, 5, 96), True),  # padded by a pixel
+        ((1, 96, 8, 4), False),
+        ((1, 4, 8, 96), False),  # neither lies as the images
+        ((1, 8, 4, 2), False),  # both do
+    ],
+)
+def test_a_map_of_oblong_images_is_known_by_its_form(shape, last):
+    assert is_channels_last(shape, torch.empty(1, 3, 64, 32)) is last
 
 
 def test_a_vision_transformer_through_reshape():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 
 from eva_utils.utils import data as D
 from eva_utils.utils.images import ImageFiles, read_image
@@ -38,6 +39,22 @@ def test_transparent_parts_are_white(tmp_path):
     assert (shown[:, :6] == 255).all() and np.array_equal(shown[:, 6:], PIXELS[:, 6:])
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("LA", "png"), ("PA", "tiff"), ("P", "png"), ("L", "png")])
+def test_transparency_of_grey_and_palette_images_is_white_too(mode, kind, tmp_path):
+    """One half of the image is 40, the other 200 and transparent, in a channel or as the level that is."""
+    levels = np.full((9, 12), 40, np.uint8)
+    levels[:, 6:] = 200
+    image, options = Image.fromarray(levels), {}
+    if mode.endswith("A"):
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray(255 * (levels < 100).astype(np.uint8)))
+        assert image.mode == mode
+    else:
+        image, options = image.convert(mode), {"transparency": 200}
+    shown = saved(tmp_path / f"a.{kind}", image, **options)
+    assert (shown[:, :6] == 40).all() and (shown[:, 6:] == 255).all()
+
+
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     levels = (np.arange(108, dtype=np.uint16) * 600).reshape(9, 12)
     shown = saved(tmp_path / "a.png", Image.fromarray(levels))
@@ -62,6 +79,9 @@ def test_size_resizes(tmp_path):
     flat.save(tmp_path / "b.png")
     assert (read_image(tmp_path / "b.png", 16) == (10, 20, 30)).all()
     assert read_image(tmp_path / "b.png", 16).shape == (16, 16, 3)
+    expected = resize(torch.from_numpy(PIXELS.transpose(2, 0, 1).copy()), [16, 16], antialias=True)
+    found = read_image(tmp_path / "a.png", 16).transpose(2, 0, 1)
+    assert np.abs(found.astype(int) - expected.numpy()).max() <= 1  # as images in memory are resized
 
 
 def giant_png(width, height):
@@ -91,6 +111,7 @@ REFUSED = {
         as_bytes(NOISE.resize((1, 1)), "PNG"),
         r"dot\.png is 1x1 pixels and the models take 8x8 or more; give size=",
     ),
+    "flat.png": (as_bytes(NOISE.resize((32, 7)), "PNG"), r"flat\.png is 32x7 pixels and the models take 8x8 or more"),
     "moving.webp": (
         as_bytes(NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(90)]),
         r"moving\.webp is animated \(2 frames\); save the frame you mean",
@@ -117,6 +138,26 @@ def test_what_cannot_be_shown_is_refused_by_name(name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_image(tmp_path / name)
+
+
+def test_a_file_that_is_gone_or_locked_is_not_called_damaged(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        read_image(tmp_path / "gone.png")
+
+    def refuse(path):
+        raise PermissionError(f"permission denied: {path}")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(PermissionError, match=r"permission denied: .*locked\.png"):
+        read_image(tmp_path / "locked.png")
+
+
+def test_chosen_files_keep_their_order_and_their_size(tmp_path):
+    for level in range(3):
+        Image.new("RGB", (10, 8), (level,) * 3).save(tmp_path / f"{level}.png")
+    chosen = ImageFiles(sorted(tmp_path.iterdir()), 16).pick(torch.tensor([2, 0]))
+    assert [chosen[n].unique().tolist() for n in range(len(chosen))] == [[2], [0]]
+    assert chosen[0].shape == (3, 16, 16)
 
 
 def test_every_file_is_of_the_first_ones_size(tmp_path):
@@ -163,4 +204,8 @@ def test_links_that_lead_out_are_refused_and_others_followed(image_folder, tmp_p
     for part in ("train", "test"):
         (image_folder / part / "owl").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(ValueError, match=r"owl is a link that leads out of the dataset"):
+        D.load_data(image_folder)
+    (image_folder / "test").rename(tmp_path / "elsewhere")
+    (image_folder / "test").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(ValueError, match=r"test is a link that leads out of the dataset; put the folder itself there"):
         D.load_data(image_folder)

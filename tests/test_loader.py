@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eva_utils.utils.loader import Loader
+from eva_utils.utils.images import ImageFiles
+from eva_utils.utils.loader import Loader, take_fingerprint
 from eva_utils.utils.transforms import train_transform
 
 IMAGES = torch.arange(10 * 3 * 8 * 8).reshape(10, 3, 8, 8).remainder(251).to(torch.uint8)
@@ -27,6 +28,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch():
     second.set_epoch(1)
     assert content(second) == once
     assert content(make(recipe="eva6_s8", seed=2)) != once
+    second.set_epoch(2)
+    assert not torch.equal(second.order(), make(seed=2).order())  # another seed is no later epoch
 
 
 def test_every_sample_once_with_its_own_label():
@@ -51,11 +54,50 @@ def test_the_description_names_what_decides_the_batches():
     described = make().describe()
     assert described["images"] == 10 and described["seed"] == 1 and described["batch_size"] == 4
     assert described["transform"] == "Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))"
+    default = Loader(IMAGES, LABELS, make().transform)
+    assert [labels.tolist() for _, labels in default] == [list(range(10))]
+    assert default.describe().items() >= {"batch_size": 128, "shuffle": False, "seed": 0}.items()
     changed = IMAGES.clone()
     changed[7, 1, 2, 3] ^= 1
     other = Loader(changed, LABELS, make().transform).describe()
     relabelled = Loader(IMAGES, LABELS.flip(0), make().transform).describe()
-    assert len({described["fingerprint"], other["fingerprint"], relabelled["fingerprint"]}) == 3
+    reshaped = Loader(IMAGES.reshape(10, 3, 4, 16), LABELS, make().transform).describe()
+    assert len({one["fingerprint"] for one in (described, other, relabelled, reshaped)}) == 4
+
+
+def test_files_are_known_by_names_sizes_and_content(image_folder):
+    paths = [image_folder / "train" / name / f"{number:02d}.png" for name in ("cat", "dog") for number in range(4)]
+    seen = {take_fingerprint(ImageFiles(paths), LABELS[:8])}
+
+    def known(files=paths, size=None, labels=LABELS[:8]):
+        seen.add(take_fingerprint(ImageFiles(files, size), labels))
+        return len(seen)
+
+    assert known() == 1
+    assert known(size=16) == 2 and known(labels=LABELS[:8].flip(0)) == 3
+    content = paths[5].read_bytes()
+    paths[5].write_bytes(content[:-1] + b"?")
+    assert known() == 4
+    paths[5].write_bytes(content)
+    (image_folder / "train" / "dog").rename(image_folder / "train" / "wolf")
+    wolves = [path.parent.parent / "wolf" / path.name for path in paths[4:]]
+    assert known([*paths[:4], *wolves]) == 5
+    wolves[0] = wolves[0].rename(wolves[0].with_stem("0"))
+    assert known([*paths[:4], *wolves]) == 6
+
+
+def test_classes_are_those_given_or_go_by_the_highest_label():
+    transform = make().transform
+    assert Loader(IMAGES, LABELS, transform).classes == 10
+    assert Loader(IMAGES, LABELS, transform, classes=12).classes == 12
+    assert Loader(IMAGES[:0], LABELS[:0], transform).classes == 0
+
+
+def test_the_parts_of_a_loader_draw_augmentations_of_their_own():
+    transform = train_transform("eva8_s10", (0.5,) * 3, (0.2,) * 3)
+    loader = Loader(IMAGES[:1].expand(8, -1, -1, -1), torch.arange(8), transform, batch_size=8)
+    first, second = (next(iter(loader.shard(part, 2)))[0] for part in range(2))
+    assert first.shape == second.shape == (4, 3, 8, 8) and not torch.equal(first, second)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -94,6 +94,42 @@ def test_nothing_is_suggested_where_the_loss_rises_again_or_does_not_fall():
     assert _steepest(*curve([(0, 2.3), (59, 9.0)])) is None
 
 
+def test_a_suggestion_needs_a_fall_of_a_tenth_and_is_not_among_the_last_steps():
+    clear = curve([(0, 2.3), (20, 2.3), (30, 0.88 * 2.3), (59, 0.88 * 2.3)])
+    assert clear[0][20] <= _steepest(*clear) <= clear[0][30]
+    assert _steepest(*curve([(0, 2.3), (20, 2.3), (30, 0.92 * 2.3), (59, 0.92 * 2.3)])) is None
+    falling = curve([(0, 2.3), (40, 1.9), (54, 1.8), (59, 0.1)])
+    assert _steepest(*falling) <= falling[0][40]
+
+
+def finding(raw, **options):
+    """A range test of these losses, whatever the model says."""
+    values = itertools.chain(raw, itertools.repeat(raw[-1]))
+    model, loader, optimizer = parts()
+    return lr_find(model, loader, optimizer, lambda logits, _: 0 * logits.sum() + next(values), **options, **QUIET)
+
+
+def test_it_takes_a_hundred_steps_from_a_millionth_to_one():
+    rates = finding([2.3]).rates
+    assert len(rates) == 100 and rates[0] == 1e-6 and rates[-1] == pytest.approx(1)
+
+
+def test_it_ends_at_five_times_the_lowest_running_mean():
+    """From 1 on, k losses of 21 make it 1 + 20 (1 - 0.95^k), which is above 5 for k = 5."""
+    assert len(finding([1.0] * 20 + [21.0], steps=50).losses) == 25
+    assert len(finding([1.0] * 10 + [0.0] + [1.0], steps=50).losses) == 50  # one loss is no mean
+
+
+@pytest.mark.parametrize("finite", [15, 16])
+def test_sixteen_steps_are_a_curve(finite):
+    raw = [2.3] * finite + [math.nan]
+    if finite == 16:
+        assert len(finding(raw, steps=30).losses) == 16
+    else:
+        with pytest.raises(ValueError, match="the loss diverged after 15 steps, at a rate of"):
+            finding(raw, steps=30)
+
+
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_everything_is_as_it_was(scheduled):
     model, loader, optimizer = parts()

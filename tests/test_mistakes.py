@@ -11,6 +11,7 @@ from eva_utils.models import create_model
 from eva_utils.utils import mistakes
 from eva_utils.utils.augmentation import augmentation_checks
 from eva_utils.utils.data import load_data
+from eva_utils.utils.images import ImageFiles
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 
@@ -105,6 +106,14 @@ def test_a_relu_at_the_end_is_noticed():
     logits = torch.relu(torch.randn(16, 10, generator=torch.Generator().manual_seed(0)))
     check = mistakes.outputs_are_logits(logits, torch.arange(16) % 10, 10)
     assert check.passed is None and check.found.endswith("none is below: the model seems to end in a ReLU")
+    few = torch.arange(160.0).reshape(16, 10)  # of which one is 0 and none is below
+    assert mistakes.outputs_are_logits(few, torch.arange(16) % 10, 10).passed is True
+
+
+def test_outputs_that_are_not_one_for_each_image_and_class_are_told():
+    for shape in ((19, 10), (20, 9), (20, 10, 1)):
+        check = mistakes.outputs_are_logits(torch.randn(shape), LABELS, 10)
+        assert check.passed is False and check.found == f"{shape} for 20 images of 10 classes"
 
 
 def test_a_model_that_fails_in_evaluation_alone_is_told():
@@ -121,6 +130,21 @@ def test_weights_that_are_too_large():
     assert mistakes.starts_near_chance(logits, LABELS).passed is True
     check = mistakes.starts_near_chance(300 * logits, LABELS)
     assert check.passed is False and "the first weights are too large" in check.cause
+
+
+@pytest.mark.parametrize(
+    ("classes", "off", "passed"),
+    [
+        (10, 1.5, True),  # ln(9 + e^-1.5) + 1.5 = 3.72 and ln 10 = 2.30: less than 1.5 apart
+        (10, 1.7, False),  # 3.92
+        (100, 2.0, True),  # 6.60 and ln 100 = 4.61: less than 0.6 of it
+        (100, 3.0, False),  # 7.60
+        (10, -20.0, False),  # one that was trained before
+    ],
+)
+def test_a_first_loss_far_from_a_guesss_is_noticed(classes, off, passed):
+    outputs = -off * torch.eye(classes)
+    assert mistakes.starts_near_chance(outputs, torch.arange(classes)).passed is passed
 
 
 def test_a_layer_that_gets_no_gradient():
@@ -155,6 +179,18 @@ def test_test_images_among_the_training_images(data):
     test = Loader(data.train.images[:30], data.train.labels[:30], data.test.transform)
     check = mistakes.shares_no_image(data.train, test)
     assert check.passed is False and check.found == "30 of 30 test images are training images too"
+
+
+def test_shared_images_are_counted_among_the_test_images_and_files_by_their_content(data, image_folder):
+    images, labels = torch.cat([data.train.images[:1]] * 3 + [data.test.images[:2]]), torch.zeros(5).long()
+    check = mistakes.shares_no_image(data.train, Loader(images, labels, data.test.transform))
+    assert check.passed is False and check.found.startswith("3 of 5 test images")
+    train, test = (sorted((image_folder / part).rglob("*.png")) for part in ("train", "test"))
+    test[4].write_bytes(train[0].read_bytes())
+    loaders = [Loader(ImageFiles(files), torch.arange(len(files)), data.test.transform) for files in (train, test)]
+    check = mistakes.shares_no_image(*loaders)
+    assert check.passed is False and check.found.startswith("1 of 5 test images")
+    assert mistakes.shares_no_image(data.train, data.test).passed is True
 
 
 def test_a_flip_is_looked_for_on_an_image_that_shows_it(data):

@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from eva_utils.models import create_model, list_models
+from eva_utils.models.flip import FlipConv2d
 from eva_utils.models.norms import NORMS, make_norm
 
 NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -67,6 +69,11 @@ def test_last_stride_sets_the_size_of_layer4(stride, side):
     model.layer4.register_forward_hook(lambda module, inputs, output: sizes.update(map=output.shape))
     model(torch.randn(1, 3, 32, 32))
     assert sizes["map"] == (1, 512, side, side)
+    with torch.device("meta"):
+        larger = create_model("resnet34", last_stride=stride)
+        larger.layer4.register_forward_hook(lambda module, inputs, output: sizes.update(larger=output.shape))
+        larger(torch.empty(2, 3, 32, 32))
+    assert sizes["larger"] == (2, 512, side, side)
 
 
 def test_what_each_norm_averages_over():
@@ -81,8 +88,36 @@ def test_what_each_norm_averages_over():
 
 def test_initialisation_is_as_stated():
     model = create_model("resnet18", norm="layer")
-    for conv in (model.layer1[0].conv1, model.layer4[1].conv2):
+    small, fast = create_model("small_resnet"), create_model("speed_resnet")
+    for conv in (model.layer1[0].conv1, model.layer4[1].conv2, small.layer2[0], fast.layer2[0]):
         assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_residual_networks_compute_what_torchvisions_do(name):
+    """But for the stem, which is one convolution for small images."""
+    ours, theirs = with_varied_norms(name), getattr(torchvision.models, name)(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    weights = {}
+    for part, value in ours.state_dict().items():
+        weights[part.replace("norm", "bn").replace("shortcut", "downsample")] = value
+    theirs.load_state_dict(weights)
+    images = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(ours(images), theirs.train()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_small_network_computes_what_it_says():
+    """Three times a convolution, max pooling, norm and ReLU, then a block; an eighth of the largest of each map."""
+    model, x = with_varied_norms("small_resnet"), torch.randn(4, 3, 16, 16)
+    images = x
+    for layer in ("layer1", "layer2", "layer3"):
+        x = normed_relu(model, f"{layer}.2", convolved(model, f"{layer}.0", x, pool=True))
+        inner = normed_relu(model, f"{layer}.4.norm1", convolved(model, f"{layer}.4.conv1", x))
+        x = F.relu(
+            x + normed_relu(model, f"{layer}.4.norm2", convolved(model, f"{layer}.4.conv2", inner), nn.Identity())
+        )
+    largest = x.flatten(2).max(dim=2).values
+    torch.testing.assert_close(model(images), (largest @ model.fc.weight.T + model.fc.bias) / 8, rtol=1e-4, atol=1e-4)
 
 
 def normed_relu(model, name, x, activation=F.relu):
@@ -174,7 +209,9 @@ def test_unknown_names_are_refused_with_the_nearest():
         create_model("resnet18", last_stride=3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "small_resnet"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "small_resnet", "speed_resnet", "speed_resnet4", "whitened_resnet"]
+)
 def test_every_convolution_may_be_standardized_and_has_no_parameter_more(name):
     with torch.device("meta"):
         plain, model = (create_model(name, norm="layer", standardize=standardize) for standardize in (False, True))
@@ -183,6 +220,15 @@ def test_every_convolution_may_be_standardized_and_has_no_parameter_more(name):
     assert kinds[1].count("StandardizedConv2d") == kinds[0].count("Conv2d") > 0
     sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (plain, model)]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", ["flip_resnet", "whitened_flip_resnet"])
+def test_the_layers_of_flips_may_be_standardized(name):
+    for standardize in (False, True):
+        with torch.device("meta"):
+            model = create_model(name, standardize=standardize)
+        found = [module.standardize for module in model.modules() if isinstance(module, FlipConv2d)]
+        assert found == [standardize] * len(norms_in(model))
 
 
 def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in():

@@ -7,7 +7,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from eva_utils import main as engine
 from eva_utils.utils.averaging import MovingAverage
-from eva_utils.utils.optim import learning_rates, make_optimizer, one_cycle, param_groups
+from eva_utils.utils.optim import (
+    learning_rates,
+    make_optimizer,
+    one_cycle,
+    param_groups,
+    prepare_fused,
+    rate_shares,
+)
 from eva_utils.utils.schedule import Warmup
 
 
@@ -25,7 +32,14 @@ def test_optimizers_by_name(tiny_net):
     assert type(sgd) is torch.optim.SGD and sgd.param_groups[0]["momentum"] == 0.8
     adam, adamw = (make_optimizer(name, tiny_net, lr=0.2, momentum=0.8) for name in ("adam", "adamw"))
     assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
-    assert adam.param_groups[1]["betas"] == (0.8, 0.999)
+    assert adam.param_groups[1]["betas"] == adamw.param_groups[1]["betas"] == (0.8, 0.999)
+    assert [group["weight_decay"] for group in sgd.param_groups] == [0.01, 0] and not sgd.defaults["nesterov"]
+    assert make_optimizer("sgd", tiny_net, lr=0.2, nesterov=True).defaults["nesterov"] is True
+    for name in ("sgd", "adam", "adamw", "muon"):
+        plain = make_optimizer(name, tiny_net, lr=0.2)
+        assert {group["weight_decay"] for group in plain.param_groups} == {0}
+    with pytest.raises(ValueError, match=r"momentum is a number .*, not 1\.5"):
+        make_optimizer("sgd", tiny_net, lr=0.1, momentum=1.5)
     with pytest.raises(
         ValueError, match=r"unknown optimizer 'adma': choose one of sgd, adam, adamw, muon; did you mean 'adam'\?"
     ):
@@ -46,6 +60,19 @@ def test_one_cycle_rises_to_its_peak_and_falls(annihilate):
     expected = [0.1 + 0.3 * step / 19 for step in range(20)] + [0.4 + (last - 0.4) * step / 40 for step in range(1, 41)]
     assert rates == pytest.approx(expected)
     assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_one_cycle_peaks_after_five_epochs_and_ends_where_it_began():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    rates = learning_rates(one_cycle(optimizer, 8, 4, 0.4, 0.1), 32)
+    assert max(rates) == rates[5 * 4 - 1] == pytest.approx(0.4)
+    assert rates[0] == pytest.approx(0.1) and rates[-1] == pytest.approx(0.1)
+
+
+def test_rates_are_shares_of_the_first_groups():
+    for rates, shares in (((0.2, 0.02, 0.0), [1, 0.1, 0]), ((0.0, 0.1), [1, 1])):
+        groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates]
+        assert rate_shares(torch.optim.SGD(groups)) == pytest.approx(shares)
 
 
 def test_one_cycle_keeps_the_ratio_of_the_groups_and_a_rate_of_0():
@@ -253,6 +280,23 @@ def test_gradients_of_weights_that_the_optimizer_does_not_have_do_not_add_up():
     engine.train(model, [batch] * 3, optimizer, device="cpu", precision="float32", log=None)
     assert norms[0] > 0 and norms == [norms[0]] * 3
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "filled"),
+    [
+        ({"fused": True, "momentum": 0.9}, True),
+        ({"fused": True, "momentum": 0.9, "dampening": 0.5}, False),  # of which a first step takes nothing off
+        ({"fused": True}, False),
+        ({"momentum": 0.9}, False),
+    ],
+)
+def test_momentum_is_filled_where_torch_would_leave_it_unset(options, filled):
+    trained, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = torch.optim.SGD([trained, frozen], lr=0.1, **options)
+    prepare_fused(optimizer)
+    assert set(optimizer.state) == ({trained} if filled else set())
+    assert not filled or optimizer.state[trained]["momentum_buffer"].tolist() == [0, 0]
 
 
 def test_the_moving_average_copies_whole_numbers():

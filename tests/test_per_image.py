@@ -99,6 +99,13 @@ def test_arrays_that_are_no_image_of_three_channels_are_named():
         PerImage(returning(lambda image: image[..., :1]))(IMAGES)
 
 
+def test_a_class_is_no_pipeline():
+    albumentations = pytest.importorskip("albumentations")
+    for kind in (albumentations.HorizontalFlip, v2.RandomHorizontalFlip):
+        with pytest.raises(TypeError, match=r"a recipe is a name, an albumentations\.Compose or a module of"):
+            PerImage(kind)
+
+
 def test_a_pipelines_description_is_the_same_in_every_process():
     albumentations = pytest.importorskip("albumentations")
     pipelines = [

@@ -3,17 +3,31 @@
 import json
 
 import pytest
+import torch
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 import eva_utils as eva
 from audited import record, small
 from conftest import ROOT
 from eva_utils.utils.data import load_data
+from eva_utils.utils.plateau import make_plateau
 
 
 @pytest.fixture(scope="module")
 def data():
     return load_data("shapes", limit=70)
+
+
+def test_the_plateau_has_the_options_it_is_given():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    plateau = make_plateau(optimizer, factor=0.5, patience=2, threshold=0.01)
+    assert (plateau.factor, plateau.patience, plateau.threshold) == (0.5, 2, 0.01)
+    assert (plateau.mode, plateau.threshold_mode) == ("min", "rel")
+    plateau = make_plateau(optimizer)
+    assert (plateau.factor, plateau.patience, plateau.threshold) == (0.1, 3, 1e-4)
+    for wrong in ({"factor": 1}, {"factor": 0}, {"patience": -1}, {"threshold": -0.1}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is a "):
+            make_plateau(optimizer, **wrong)
 
 
 def test_with_the_options_of_the_run_it_is_the_run(data):

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from conftest import TinyNet, random_batches
 from drawn import LongNames, overlaps, records, records_of, texts, visible
 from eva_utils.models import create_model
 from eva_utils.utils import plotting
 from eva_utils.utils.data import load_data
+from eva_utils.utils.figures import BLUE, ORANGE, cut, wrap
 from eva_utils.utils.predictions import Predictions, Record, predict
 from eva_utils.utils.transforms import denormalize
 
@@ -44,6 +46,16 @@ def test_a_gallery_shows_its_records(data, count, style):
         percent = f"confidence {100 * record.confidence:.0f}%"
         assert axis.get_title() == f"predicted: {data.classes[record.predicted]}\n{percent}"
         assert axis.get_xlabel() == f"actual: {data.classes[record.target]}\n#{record.index}"
+        assert axis.title.get_color() == ORANGE
+        assert not [*axis.get_xticks(), *axis.get_yticks()]
+        assert not any(spine.get_visible() for spine in axis.spines.values())
+
+
+def test_a_hit_is_of_another_colour_and_its_class_is_named_once(data):
+    record = Record(5, torch.zeros(3, 8, 8), 2, 2, 0.875)
+    (axis,) = visible(plotting.plot_images([record], data))
+    assert axis.get_title() == f"predicted: {data.classes[2]}\nconfidence 88%" and axis.get_xlabel() == "#5"
+    assert axis.title.get_color() == BLUE
 
 
 @pytest.mark.parametrize("count", [1, 20])
@@ -124,6 +136,11 @@ def test_data_of_other_colours_is_warned_of(data):
     high = max(float(record.image[2].max()) for record in shown) * 0.25 + 0.9
     with pytest.warns(UserWarning, match=rf"pixels run from {low:.2f} to {high:.2f} and not from 0 to 1"):
         plotting.plot_images(shown, other)
+    image = torch.tensor([-1.0, 1.0]).expand(3, 8, 2)
+    for mean in (0.1, 0.9):  # too dark alone, and too light
+        other.mean, record = (mean,) * 3, Record(0, image, 0, 1, 0.5)
+        with pytest.warns(UserWarning, match=f"pixels run from {mean - 0.25:.2f} to {mean + 0.25:.2f} and not from"):
+            plotting.plot_images([record], other)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plotting.plot_images(shown, data)
@@ -138,6 +155,25 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     np.testing.assert_allclose(axis.images[0].get_array(), counts / counts.sum(1, keepdim=True).clamp(min=1))
     assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "actual")
+    assert axis.get_title() == f"{predictions.accuracy:.2f}% of 40 images"
+    target, predicted = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 1, 1])
+    found = Predictions(None, torch.eye(2)[predicted], predicted, target)
+    (shown,) = plotting.plot_confusion(found, SimpleNamespace(classes="ab")).axes[0].images
+    assert shown.get_array().tolist() == [[0.5, 0.5], [0.25, 0.75]] and shown.get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("size", [20, 21])
+def test_counts_are_written_where_there_is_room_and_can_be_read(size):
+    """Dark squares have white counts, and light ones black: a third of the first class is right, and all others."""
+    target = torch.cat([torch.zeros(3).long(), torch.arange(1, size)])
+    predicted = torch.cat([torch.tensor([0, 1, 1]), torch.arange(1, size)])
+    found = Predictions(None, torch.eye(size)[predicted], predicted, target)
+    axis = plotting.plot_confusion(found, SimpleNamespace(classes=range(size))).axes[0]
+    assert len(axis.texts) == (size**2 if size == 20 else 0)
+    if size == 20:
+        counts = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+        assert counts[0, 0] == ("1", "white") and counts[1, 0] == ("2", "black")  # column, row
+        assert counts[0, 1] == ("0", "white") and counts[1, 1] == ("1", "black")
 
 
 @pytest.mark.parametrize(("count", "step"), [(76, 1), (100, 2), (200, 3)])
@@ -203,8 +239,23 @@ def test_augmentations_show_what_the_loader_yields(data):
         seen = denormalize(images[number], data.mean, data.std).permute(1, 2, 0)
         np.testing.assert_allclose(axes[8 + number].images[0].get_array(), seen)
     assert "RandomCrop → RandomRotate → Normalize → Cutout" in figure.get_suptitle()
+    assert axes[3].get_title() == f"#{int(data.train.order()[3])}"
+    own = load_data("shapes", limit=20, recipe=v2.Grayscale(3))
+    own.train.set_epoch(7)
+    figure = plotting.plot_augmentations(own.train, n=3)
+    steps = "Epoch 7, as stored and as the model sees it: Grayscale → Normalize"
+    assert figure.get_suptitle() == steps and len(visible(figure)) == 6
+    with pytest.raises(ValueError, match="n is a whole number from 1 up, not 0"):
+        plotting.plot_augmentations(data.train, n=0)
     with pytest.raises(TypeError, match=r"needs a loader of load_data, as data\.train, not DataLoader"):
         plotting.plot_augmentations(DataLoader(random_batches(8)))
+
+
+def test_a_text_is_cut_and_wrapped_to_its_room():
+    assert [cut("abcdefgh", width) for width in (9, 8, 7)] == ["abcdefgh", "abcdefgh", "abcdef…"]
+    assert cut("abcdefgh", 5, end=0.5) == "ab…gh" and cut("abcdefgh", 5, end=1) == "…efgh"
+    lines = wrap("one two three four five", 60, 9).split("\n")
+    assert len(lines) == 2 and lines[0] == "one two" and lines[1].startswith("three") and lines[1].endswith("…")
 
 
 def test_other_things_than_records_and_data_are_refused(data):

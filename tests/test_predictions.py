@@ -33,6 +33,8 @@ def test_probabilities_are_by_position(predictions, tiny_net):
     assert torch.equal(predictions.predicted, expected.argmax(1))
     assert torch.equal(predictions.target, SAMPLES.tensors[1])
     assert predictions.accuracy == 100 * (expected.argmax(1) == SAMPLES.tensors[1]).sum().item() / 41
+    assert repr(predictions) == f"Predictions(41 images, {predictions.accuracy:.2f}% correct)"
+    assert not predictions.probabilities.requires_grad
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -82,6 +84,15 @@ def test_wrong_and_correct_partition_the_images_in_order(predictions):
             assert record.confidence == predictions.probabilities[record.index].max()
     assert [record.index for record in predictions.wrong(3)] == [record.index for record in wrong[:3]]
     assert (wrong.kind, wrong.asked, correct.kind) == ("misclassified", 100, "correctly classified")
+    assert predictions.wrong().asked == predictions.correct().asked == 20
+
+
+def test_what_is_done_to_a_records_image_leaves_the_loaders_alone(tiny_net):
+    images, labels = SAMPLES.tensors
+    before = images.clone()
+    for record in predict(tiny_net, [(images, labels)], device="cpu", precision="float32").wrong(3):
+        record.image.zero_()
+    assert torch.equal(images, before)
 
 
 def test_random_order_is_the_seeds(predictions):
@@ -90,6 +101,8 @@ def test_random_order_is_the_seeds(predictions):
 
     assert indices(1) == indices(1) != indices(2)
     assert set(indices(1)) <= set((predictions.predicted != predictions.target).nonzero().flatten().tolist())
+    hits = [[record.index for record in predictions.correct(9, order="random", seed=seed)] for seed in (1, 1, 2)]
+    assert hits[0] == hits[1] != hits[2]
 
 
 def test_selection_by_class_pair(predictions):
@@ -111,6 +124,11 @@ def test_confusion_and_class_accuracy_by_hand(predictions):
         assert predictions.class_accuracy()[row].item() == pytest.approx(100 * own.count(row) / len(own))
     counts = [count for _, _, count in predictions.most_confused(20)]
     assert counts == sorted(counts, reverse=True) and sum(counts) == 41 - int(confusion.diag().sum())
+
+
+def test_pairs_that_were_not_confused_are_left_out():
+    said, target = torch.tensor([1, 1, 0, 2]), torch.tensor([0, 0, 2, 2])
+    assert Predictions(None, torch.eye(3)[said], said, target).most_confused(5) == [(0, 1, 2), (2, 0, 1)]
 
 
 def test_the_model_is_left_as_it_was(tiny_net):
@@ -144,6 +162,8 @@ def test_misuse_is_refused(predictions, tiny_net):
     shuffled = BatchSampler(RandomSampler(SAMPLES), 8, drop_last=False)
     with pytest.raises(ValueError, match="the loader shuffles"):
         predict(tiny_net, DataLoader(SAMPLES, batch_sampler=shuffled))
+    with pytest.raises(ValueError, match="the loader has labels from 7 to 7 and the model 4 classes"):
+        predict(tiny_net, [(torch.zeros(2, 3, 8, 8), torch.tensor([7, 7]))])
     with pytest.raises(TypeError, match=r"as predict\(model, data\.test\), not TinyNet and Data"):
         predict(tiny_net, data)
     with pytest.raises(ValueError, match=r"takes images of 3 channels and these are \(2, 1, 8, 8\)"):

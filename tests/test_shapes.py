@@ -1,3 +1,5 @@
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,6 +36,25 @@ def test_masks_cover_the_object(test_split):
     circles = test_split.masks[test_split.labels == CLASSES.index("circle")]
     disc = torch.pi * (circles.any(1).sum(1) / 2) ** 2
     assert (circles.sum((1, 2)) / disc).mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_each_class_has_the_outline_of_its_name_at_any_turn(test_split):
+    """Rings and crescents are open in the middle, and of the others' hulls crosses, stars and arrows leave parts."""
+    middle, share, turns = ({name: [] for name in CLASSES} for _ in range(3))
+    for mask, label in zip(test_split.masks.numpy(), test_split.labels.tolist(), strict=True):
+        points = np.argwhere(mask)[:, ::-1].astype(np.float32)
+        (x, y), _ = cv2.minEnclosingCircle(points)
+        hull = cv2.convexHull(points)
+        middle[CLASSES[label]].append(mask[round(y), round(x)])
+        pixels = cv2.contourArea(hull) + cv2.arcLength(hull, closed=True) / 2 + 1  # of a whole hull (Pick's theorem)
+        share[CLASSES[label]].append(len(points) / pixels)
+        angle = np.linalg.eigh(np.cov(points.T))[1][:, 1]  # of the longest axis
+        turns[CLASSES[label]].append(complex(*angle) ** 2)
+    assert {name for name, open_ in middle.items() if np.mean(open_) < 0.5} == {"ring", "crescent"}
+    full = {name for name, shares in share.items() if np.mean(shares) > 0.85}
+    assert full == {"circle", "triangle", "square", "bar", "heart"}
+    assert np.mean(share["crescent"]) < 0.6 < np.mean(share["ring"])
+    assert abs(np.mean(turns["bar"])) < 0.2 and abs(np.mean(turns["arrow"])) < 0.2
 
 
 def test_a_linear_model_stays_below_60_percent(test_split):

@@ -4,13 +4,17 @@ import gzip
 import pickle
 import shutil
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from eva_utils.utils.data import load_data
+from eva_utils.utils.images import ImageFiles
+from eva_utils.utils.sources import describe_source, read_source
 from eva_utils.utils.tiny_imagenet import read_tiny_imagenet
 
 
@@ -53,12 +57,14 @@ def test_grey_images_are_resized_as_torchvision_does(tmp_path):
     assert torch.equal(data.test.images, expected.expand(-1, 3, -1, -1))
 
 
-@pytest.mark.parametrize("harm", ["cut", "labels"])
+@pytest.mark.parametrize("harm", ["cut", "zeros", "labels"])
 def test_damaged_mnist_is_refused(harm, tmp_path):
     folder, _ = make_mnist(tmp_path)
+    images = folder / "train-images-idx3-ubyte"
     if harm == "cut":
-        images = folder / "train-images-idx3-ubyte"
         images.write_bytes(images.read_bytes()[:-100])
+    elif harm == "zeros":  # as a disk that was full leaves them
+        images.write_bytes(bytes(images.stat().st_size))
     else:
         write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(19, np.uint8))
     with pytest.raises(ValueError, match=r"MNIST.raw is incomplete or damaged; remove it to download it again"):
@@ -129,6 +135,29 @@ def test_a_damaged_cifar100_archive_is_refused(tmp_path):
         load_data("cifar100", root=tmp_path)
 
 
+KINDS = ["bmp", "gif", "jfif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"]
+
+
+def test_every_kind_of_image_file_is_found_in_either_layout(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for kind in KINDS:
+            Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / name / f"{kind}.{kind.upper()}")
+    (train, labels), _, classes = read_source(tmp_path / "images", tmp_path)
+    assert [path.stem for path in train.paths] == 2 * KINDS and labels.tolist() == [0] * 10 + [1] * 10
+    assert classes == ["cat", "dog"]
+    (tmp_path / "images").rename(tmp_path / "train")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    train, test, _ = read_source(tmp_path, tmp_path)
+    assert [path.stem for path in train[0].paths] == [path.stem for path in test[0].paths] == 2 * KINDS
+
+
+def test_of_image_files_their_most_frequent_kinds_are_named():
+    names = ["a.JPG", "b.jpeg", "c.jfif", "d.png", "e.PNG", "f.tif", "f.tif", "g.bmp"]
+    files = ImageFiles([Path(name) for name in names])
+    assert describe_source("runs/photographs", files) == "photographs, JPEG-coded, PNG, TIF image files"
+
+
 NUMBERS = ["n01443537", "n01629819", "n02113023"]
 
 
@@ -172,11 +201,29 @@ def test_tiny_imagenet_is_read_as_it_unpacks(tiny_imagenet):
         assert (image.numpy().astype(int) - pixels).__abs__().max() <= 2  # two decoders of JPEG
         assert NUMBERS[label] == number
     assert data.source == "tiny-imagenet-200, JPEG-coded image files"
+    smaller = load_data(tiny_imagenet, size=16)
+    assert smaller.train.images.shape[1:] == smaller.test.images.shape[1:] == (3, 16, 16)
+
+
+def test_a_class_of_tiny_imagenet_without_words_has_its_number(tiny_imagenet):
+    text = f"{NUMBERS[0]}\tcrème brûlée, dessert\na remark\n{NUMBERS[2]}\tcrane, bird\n"
+    (tiny_imagenet / "words.txt").write_text(text, encoding="utf-8")
+    assert load_data(tiny_imagenet).classes == ["crème brûlée", NUMBERS[1], "crane"]
 
 
 def test_a_folder_is_looked_for_in_root_too(tiny_imagenet):
     data = load_data("tiny-imagenet-200", root=tiny_imagenet.parent)
     assert data.classes[0] == "goldfish" and data.source.startswith("tiny-imagenet-200")
+
+
+def test_a_folder_here_goes_before_one_in_root(image_folder, tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    shutil.copytree(image_folder, tmp_path / "root" / "images")
+    (image_folder / "test" / "dog" / "00.png").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert len(load_data("images", root="root").test.labels) == 4
+    monkeypatch.chdir(image_folder)
+    assert load_data(".").source == "images, PNG image files"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +239,7 @@ def test_half_unpacked_tiny_imagenet_names_what_is_missing(missing, tiny_imagene
     "emptied", ["wnids.txt", "val/val_annotations.txt", f"train/{NUMBERS[1]}/{NUMBERS[1]}_boxes.txt"]
 )
 def test_an_empty_list_of_tiny_imagenet_is_named(emptied, tiny_imagenet):
-    (tiny_imagenet / emptied).write_text("\n")
+    (tiny_imagenet / emptied).write_text(" \n\n")
     with pytest.raises(ValueError, match=rf"is half unpacked: {emptied} is empty; unpack"):
         load_data(tiny_imagenet)
 
@@ -208,9 +255,10 @@ def test_a_list_of_tiny_imagenet_that_was_cut_is_noticed_by_the_images(cut, more
         load_data(tiny_imagenet)
 
 
-def test_a_tiny_imagenet_of_its_training_folders_alone_is_half_unpacked(tiny_imagenet):
+@pytest.mark.parametrize("absent", ["val", "train"])
+def test_a_tiny_imagenet_of_one_part_alone_is_half_unpacked(absent, tiny_imagenet):
     (tiny_imagenet / "wnids.txt").unlink()
-    shutil.rmtree(tiny_imagenet / "val")
+    shutil.rmtree(tiny_imagenet / absent)
     with pytest.raises(ValueError, match=r"is half unpacked: wnids\.txt missing"):
         load_data(tiny_imagenet)
 

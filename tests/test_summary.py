@@ -62,7 +62,13 @@ def test_totals_are_the_models_own():
     text = summary(Large(), (3, 512, 512))
     assert "Input size (MB): 3.00\nForward/backward pass size (MB): 0.00\nParams size (MB): 38.15\n" in text
     assert "Estimated Total Size (MB): 41.15\n" in text
-    assert "Total params: 11,173,962\n" in summary(create_model("resnet18", norm="layer"), (3, 32, 32))
+    model = Large()
+    model.weight.data = model.weight.data.half()
+    assert "Params size (MB): 19.07\n" in summary(model, (3, 512, 512))
+    text = summary(create_model("resnet18", norm="layer"), (3, 32, 32))
+    assert "Total params: 11,173,962\n" in text
+    sizes = [float(size) for size in re.findall(r"[Ss]ize \(MB\): (.*)", text)]
+    assert len(sizes) == 4 and sizes[1] > 1 and sum(sizes[:3]) == pytest.approx(sizes[3], abs=0.011)
 
 
 def test_every_random_generator_is_put_back():
@@ -79,6 +85,17 @@ def test_every_random_generator_is_put_back():
     assert states() == before
 
 
+def test_the_table_is_that_of_evaluation():
+    class Helped(nn.Linear):
+        """Has a second answer for the training, as GoogLeNet."""
+
+        def forward(self, x):
+            x = super().forward(x.flatten(1))
+            return (x, x) if self.training else x
+
+    assert re.search(r"Helped-1 +\[-1, 5\] +65\n", summary(nn.Sequential(Helped(12, 5)), (3, 2, 2)))
+
+
 def test_a_size_that_is_none_is_refused(tiny_net):
     with pytest.raises(
         ValueError, match=r"input_size is \(channels, height, width\), as \(3, 32, 32\), not \(32, 32\)"
@@ -86,6 +103,8 @@ def test_a_size_that_is_none_is_refused(tiny_net):
         summary(tiny_net, (32, 32))
     with pytest.raises(ValueError, match=r"input_size is \(channels, height, width\), as \(3, 32, 32\), not 32"):
         summary(tiny_net, 32)
+    with pytest.raises(ValueError, match=r"input_size is \(channels, height, width\), .* not \(3, 0, 32\)"):
+        summary(tiny_net, (3, 0, 32))
     with pytest.raises(ValueError, match=r"does not take \(channels, height, width\) = \(32, 32, 3\)"):
         summary(tiny_net, (32, 32, 3))
 

@@ -29,6 +29,8 @@ def test_rotate_agrees_with_torchvision(degrees, shape):
     levels = (255 * images).to(torch.uint8)
     expected = v2.functional.rotate(levels, degrees, interpolation=bilinear)
     assert (T.rotate(levels, angles).int() - expected.int()).abs().max() <= 1
+    exact = v2.functional.rotate(levels.float(), degrees, interpolation=bilinear)
+    assert (T.rotate(levels, angles) - exact).abs().max() <= 0.5 + 1e-2  # the nearest level
 
 
 def test_rotate_is_counter_clockwise_and_each_image_its_own():
@@ -67,6 +69,8 @@ def test_random_rotate_stays_within_its_degrees(monkeypatch):
     T.RandomRotate(5)(torch.zeros(2000, 3, 8, 8))
     assert drawn["degrees"].min() < -4.9 and drawn["degrees"].max() > 4.9
     assert drawn["degrees"].abs().max() <= 5 and abs(drawn["degrees"].mean()) < 0.3
+    T.RandomRotate(0)(torch.zeros(2, 3, 8, 8))
+    assert not drawn["degrees"].any()
 
 
 def test_flip_mirrors_the_chosen_images():
@@ -76,6 +80,8 @@ def test_flip_mirrors_the_chosen_images():
     kept = (flipped == images).flatten(1).all(1)
     assert (mirrored ^ kept).all() and 200 < mirrored.sum() < 300
     assert torch.equal(T.flip(images[0], torch.tensor(True)), images[0].flip(-1))
+    assert torch.equal(T.RandomHorizontalFlip(1)(images), images.flip(-1))
+    assert torch.equal(T.RandomHorizontalFlip(0)(images), images)
 
 
 def test_normalize_agrees_with_torchvision_and_is_undone():
@@ -86,6 +92,11 @@ def test_normalize_agrees_with_torchvision_and_is_undone():
     torch.testing.assert_close(T.normalize(scaled, MEAN, STD), expected)
     torch.testing.assert_close(T.denormalize(expected, MEAN, STD), scaled)
     torch.testing.assert_close(T.denormalize(expected[0], MEAN, STD), scaled[0])
+    beyond = torch.tensor([-9.0, 9.0]).expand(3, 1, 2)
+    assert T.denormalize(beyond, MEAN, STD).tolist() == [[[0, 1]]] * 3
+    precise = v2.functional.normalize(scaled.double(), list(MEAN), list(STD))
+    torch.testing.assert_close(T.normalize(scaled.double(), MEAN, STD), precise, rtol=1e-12, atol=0)
+    assert T.normalize(scaled.half(), MEAN, STD).dtype == torch.float16
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
@@ -162,6 +173,9 @@ def test_recipes_are_in_the_stated_order():
     )
     assert [type(part) for part in T.train_transform("eva8_s7", MEAN, STD)] == [T.RandomCrop, T.Normalize, Cutout]
     assert [type(part) for part in T.test_transform(MEAN, STD)] == [T.Normalize]
+    before, normalized = "RandomCrop(padding=4) -> RandomHorizontalFlip(p=0.5)", repr(T.test_transform(MEAN, STD))
+    assert repr(T.train_transform("eva6_s9", MEAN, STD)) == f"{before} -> {normalized} -> Cutout(8, fill=0)"
+    assert repr(T.train_transform("eva8_s10", MEAN, STD)) == f"{before} -> {normalized}"
 
 
 @pytest.mark.parametrize(
@@ -170,10 +184,12 @@ def test_recipes_are_in_the_stated_order():
         (lambda: T.train_transform("eva7_s8", MEAN, STD), r"unknown recipe 'eva7_s8'.*did you mean 'eva6_s8'\?"),
         (lambda: T.RandomCrop(padding=-1), "padding is a whole number from 0 up, not -1"),
         (lambda: T.RandomCrop(32)(torch.zeros(3, 28, 28)), "keeps the size of 32x32 images, got 28x28"),
+        (lambda: T.RandomCrop(32)(torch.zeros(3, 28, 32)), "keeps the size of 32x32 images, got 28x32"),
         (lambda: T.RandomRotate(270), "degrees is the largest turn, from 0 to 180, not 270"),
         (lambda: T.RandomHorizontalFlip(2), "p is a probability from 0 to 1, not 2"),
         (lambda: T.Normalize(MEAN, (0.2, 0, 0.2)), "every standard deviation must be above 0"),
         (lambda: T.normalize(torch.zeros(1, 8, 8), MEAN, STD), "got 3 values for images of 1 channels"),
+        (lambda: T.normalize(torch.zeros(3, 8, 8).int(), MEAN, STD), r"from 0 to 1, not torch\.int32"),
         (lambda: T.rotate(torch.zeros(8, 8), torch.tensor(5.0)), r"got shape \(8, 8\)"),
     ],
 )

@@ -146,7 +146,7 @@ def _steepest(rates: list[float], losses: list[float]) -> float | None:
 
 
 def _endless(loader: Any) -> Iterator[Any]:
-    """Yield the batches of pass after pass, each of another epoch where a loader counts them, lest it learn by heart."""
+    """Yield the batches of pass after pass; where a loader counts epochs, each is another one."""
     for number in count():
         if number and hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
             loader.set_epoch(loader.epoch + 1)
