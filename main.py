@@ -70,7 +70,6 @@ def make_training(args: argparse.Namespace, model: nn.Module, batches: int):
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         nesterov=args.nesterov,
-        centralize=args.centralize,
         fused=can_fuse(device, pick_precision(args.precision, device)),
     )
     check_real("label_smoothing", args.label_smoothing, 0, 1)

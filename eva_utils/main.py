@@ -31,7 +31,7 @@ from .utils.forward import all_ignored, count_outputs, forward_batch, loss_of, u
 from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
-from .utils.optim import centralize_gradients, clear_gradients, prepare_fused
+from .utils.optim import clear_gradients, prepare_fused
 from .utils.parts import trainable_parameters
 from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
@@ -134,7 +134,6 @@ def train(
             if device.type == "cpu":
                 first_bad.check()
             scaler.scale(loss * processes.weight(len(labels)) if shared else loss).backward()
-            centralize_gradients(optimizer)
             if not number:
                 prepare_fused(optimizer)
             if clip is not None:

@@ -233,7 +233,7 @@ def test_eva6_s8_is_the_run_of_the_published_notebook():
     assert told["optimizer"]["class"].lower() == options.optimizer
     for of_run, names in (
         (told, ("epochs", "warmup", "ema", "clip")),
-        ({"centralize": False, **group}, ("momentum", "weight_decay", "nesterov", "centralize")),
+        (group, ("momentum", "weight_decay", "nesterov")),
         (plateau, ("factor", "patience", "threshold")),
         (told["train_loader"], ("batch_size", "seed")),
         (told["criterion"], ("label_smoothing",)),

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -209,29 +207,6 @@ def test_a_peak_within_an_epoch_is_reached_on_a_batch(epochs, steps, peak, at):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     rates = learning_rates(one_cycle(optimizer, epochs, steps, 0.4, 0.004, peak), epochs * steps)
     assert rates[at] == max(rates) == pytest.approx(0.4, rel=1e-12)
-
-
-def test_centralized_gradients_leave_each_filter_of_a_convolution_its_mean():
-    torch.manual_seed(0)
-    ours = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 4))
-    theirs, batches = copy.deepcopy(ours), [(torch.randn(8, 3, 6, 6), torch.arange(8) % 4) for _ in range(3)]
-    means = [ours[layer].weight.mean((1, 2, 3)).detach() for layer in (0, 2)]
-    groups = param_groups(ours, 0.0, centralize=True)
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-    engine.train(ours, batches, optimizer, clip=0.5, device="cpu", precision="float32", log=None)
-    plain = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
-    for images, labels in batches:
-        plain.zero_grad()
-        nn.functional.cross_entropy(theirs(images), labels).backward()
-        for layer in (0, 2):
-            for filter_gradient in theirs[layer].weight.grad:
-                filter_gradient -= filter_gradient.sum() / filter_gradient.numel()
-        nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
-        plain.step()
-    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
-    for layer, mean in zip((0, 2), means, strict=True):
-        torch.testing.assert_close(ours[layer].weight.mean((1, 2, 3)).detach(), mean)
-    assert [group.get("centralize") for group in param_groups(ours, 0.0)] == [None, None]
 
 
 class Skips(nn.Module):

@@ -40,7 +40,6 @@ def test_the_options_of_a_run_reach_fit(given, tmp_path):
     """Those of the plateau; each is another than its default."""
     got = given(
         "--epochs", 7, "--optimizer", "sgd", "--lr", 0.3, "--momentum", 0.5, "--weight-decay", 0.01, "--nesterov",
-        "--centralize",
         "--factor", 0.7, "--patience", 5, "--threshold", 0.2, "--label-smoothing", 0.2, "--warmup", 2, "--ema", 0.9,
         "--clip", 3, "--compile", "--precision", "float32", "--mirror", tmp_path / "mirror",
     )  # fmt: skip
@@ -53,7 +52,7 @@ def test_the_options_of_a_run_reach_fit(given, tmp_path):
     weights, others = optimizer.param_groups
     assert type(optimizer) is torch.optim.SGD and weights["fused"] is None
     assert (weights["lr"], weights["momentum"], weights["nesterov"]) == (0.3, 0.5, True)
-    assert (weights["weight_decay"], others["weight_decay"]) == (0.01, 0) and weights["centralize"] is True
+    assert (weights["weight_decay"], others["weight_decay"]) == (0.01, 0)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in got["model"].parameters()}
     assert type(plateau) is torch.optim.lr_scheduler.ReduceLROnPlateau and plateau.optimizer is optimizer

@@ -15,7 +15,7 @@ from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
 from .failures import overflow_advice
 from .forward import logits_of, loss_of
-from .optim import centralize_gradients, clear_gradients, prepare_fused, rate_shares
+from .optim import clear_gradients, prepare_fused, rate_shares
 from .parts import keep_loaders
 from .runtime import keep_buffers, keep_modes, keep_rng, pick_device, pick_precision
 
@@ -120,7 +120,6 @@ def lr_find(
             if smooth > DIVERGED * lowest:
                 break
             scaler.scale(loss).backward()
-            centralize_gradients(optimizer)
             if not step:
                 prepare_fused(optimizer)
             scaler.step(optimizer)

@@ -14,17 +14,11 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULERS = ("plateau", "one_cycle")
 
 
-def param_groups(model: nn.Module, weight_decay: float, *, centralize: bool = False) -> list[dict]:
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Return two groups for an optimizer: weights that decay, and norms and biases that do not.
 
     Norm weights and all biases are the parameters with at most one dimension (He et al., 2019,
     https://arxiv.org/abs/1812.01187, section 3.1). Frozen parameters are left out.
-
-    Args:
-        model: whose parameters are to be trained.
-        weight_decay: of the weights.
-        centralize: whether `fit`, `train` and `lr_find` subtract its mean from the gradient of each filter of a
-            convolution, so that no step changes a filter's mean (Yong et al., 2020, https://arxiv.org/abs/2004.01461).
 
     Raises:
         TypeError: `model` is no model, nor a loss with parameters.
@@ -32,9 +26,8 @@ def param_groups(model: nn.Module, weight_decay: float, *, centralize: bool = Fa
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    asked = {"centralize": True} if centralize else {}
     return [
-        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay, **asked},
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
 
@@ -148,14 +141,6 @@ def clear_gradients(model: nn.Module, optimizer: optim.Optimizer) -> None:
     model.zero_grad()
 
 
-def centralize_gradients(optimizer: optim.Optimizer) -> None:
-    """Subtract its mean from the gradient of each filter of the convolutions in the groups that ask for it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("centralize") else ():
-            if parameter.ndim > 2 and parameter.grad is not None:
-                parameter.grad -= parameter.grad.mean(tuple(range(1, parameter.ndim)), keepdim=True)
-
-
 def prepare_fused(optimizer: optim.Optimizer) -> None:
     """Ready the state of a fused optimizer for a step: momentum begins at 0, and each tensor lies as its weights do.
 
@@ -185,7 +170,6 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    centralize: bool = False,
     fused: bool | None = None,
 ) -> optim.Optimizer:
     """Build an optimizer over `param_groups`; `momentum` and `nesterov` are SGD's, `momentum` also Adam's first beta.
@@ -199,7 +183,7 @@ def make_optimizer(
     check_real("lr", lr, 0, open_low=True)
     check_real("momentum", momentum, 0, 1)
     check_real("weight_decay", weight_decay, 0)
-    groups = param_groups(model, weight_decay, centralize=centralize)
+    groups = param_groups(model, weight_decay)
     if name == "sgd":
         return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
     if name == "adam":

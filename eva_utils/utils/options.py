@@ -19,7 +19,6 @@ from .transforms import RECIPES
 # Options that only one optimizer or schedule knows.
 _ONLY_WITH = {
     "nesterov": ("optimizer", "sgd"),
-    "centralize": ("optimizer", "sgd"),
     "lr_min": ("scheduler", "one_cycle"),
     "peak_epoch": ("scheduler", "one_cycle"),
     "annihilate": ("scheduler", "one_cycle"),
@@ -162,9 +161,6 @@ def make_parser() -> Parser:
     training.add_argument("--momentum", type=float, default=0.9, help="of SGD, and Adam's first beta")
     training.add_argument("--weight-decay", type=float, default=0.0, help="of weights, not of norms and biases")
     training.add_argument("--nesterov", action=switch, default=False, help="SGD with Nesterov's momentum")
-    training.add_argument(
-        "--centralize", action=switch, default=False, help="SGD on gradients of filters without their mean"
-    )
     training.add_argument("--label-smoothing", type=float, default=0.0, help="of the cross entropy that is trained on")
     training.add_argument("--scheduler", default="plateau", help=f"one of {', '.join(SCHEDULERS)}")
     training.add_argument("--lr-min", type=float, help="rate at which one_cycle begins and ends; --lr / 10 if left out")

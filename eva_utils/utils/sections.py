@@ -68,7 +68,7 @@ def _groups(groups: list[dict]) -> str:
     """Return the options of an optimizer's groups; of how many tensors, where they differ."""
     counts: dict[str, int] = {}
     for group in groups:
-        options = _options(group, ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov", "centralize"))
+        options = _options(group, ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov"))
         counts[options] = counts.get(options, 0) + group["parameters"]
     if len(counts) == 1:
         return next(iter(counts))
