@@ -48,7 +48,8 @@ def build(args: argparse.Namespace, classes: int, side: int | None = None) -> nn
     if args.model == "vit":  # the only one built for one size of image
         options["size"] = side
     options = {name: value for name, value in options.items() if value is not None}
-    return eva.create_model(args.model, num_classes=classes, norm=args.norm, **options)
+    model = eva.create_model(args.model, num_classes=classes, norm=args.norm, **options)
+    return eva.center_filters(model) if args.center_filters else model
 
 
 def make_parts(args: argparse.Namespace, data: Data):
@@ -178,8 +179,8 @@ def preflight(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Score a run's best and last weights on the test images and set the record beside it.
 
-    A run of a notebook has no note of what it chose: --model, --norm, --last-stride, --standardize, --size and
-    --test-share say it.
+    A run of a notebook has no note of what it chose: --model, --norm, --last-stride, --standardize, --center-filters,
+    --size and --test-share say it.
     """
     best, last, settings = read_record(args.evaluate)
     tested, note = settings["test_loader"], command_note.read_note(args.evaluate)

@@ -13,6 +13,7 @@ _HOME = {
     "train": "main",
     "test": "main",
     "create_model": "models",
+    "center_filters": "models",
     "list_models": "models",
     "resnet18": "models",
     "resnet34": "models",

@@ -55,7 +55,7 @@ def test_a_run_writes_its_record_weights_and_curves(finished):
     note = json.loads((out / "command.json").read_text())
     assert note["options"]["norm"] == "group" and note["classes"][0] == "circle"
     report = (out / "README.md").read_text(encoding="utf-8")
-    assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% ±" in report
+    assert f"| best epoch, {history.best['epoch']} | {history.best['test_accuracy']:.2f}% (" in report
     line = f"python main.py --data shapes --limit 24 --recipe eva6_s8 --norm group --out {out}"
     line += " --seed 3 --test-share 0.25 --label-smoothing 0.1 --epochs"
     assert f"{line} 1\n{line} 2 --resume\n" in report
@@ -91,6 +91,7 @@ def test_other_data_than_the_runs_is_refused(finished, image_folder):
         (["--norm", "layer"], "--norm layer is not what {} was trained with, --norm group; leave it out"),
         (["--last-stride", "1"], "--last-stride 1 is not what {} was trained with, no --last-stride; leave it out"),
         (["--standardize"], "--standardize is not what {} was trained with, --no-standardize; leave it out"),
+        (["--center-filters"], "--center-filters is not what {} was trained with, "),
         (["--seed", "4"], "--seed 4 is not what {} was trained with, --seed 3; leave it out"),
         (["--preflight"], "--preflight checks before a run and --evaluate scores one; give one of them"),
     ],

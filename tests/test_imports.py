@@ -27,6 +27,7 @@ ALLOWED = {
         "utils.trained",
     },
     "models.__init__": {
+        "models.centering",
         "models.davidnet",
         "models.resnet",
         "models.small_resnet",
@@ -34,6 +35,7 @@ ALLOWED = {
         "models.vit",
     },
     "models.davidnet": {"models.norms", "models.resnet"},
+    "models.centering": set(),
     "models.conv": set(),
     "models.flip": {"models.conv", "models.resnet"},
     "models.norms": set(),

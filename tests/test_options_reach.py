@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import eva_utils
 from command import run
@@ -104,7 +105,9 @@ def test_the_options_of_the_network_reach_it(given):
     eva_utils.seed_everything(4)
     same = create_model("resnet18", num_classes=2, norm="group", last_stride=1, standardize=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), same.parameters(), strict=True))
-    plain = given("--model", "small_resnet")["model"]
+    plain, centered = (given("--model", "small_resnet", *option)["model"] for option in ((), ("--center-filters",)))
+    assert not any(is_parametrized(module) for module in plain.modules())
+    assert all(is_parametrized(module) for module in centered.modules() if isinstance(module, nn.Conv2d))
     assert not any(type(module).__name__ == "StandardizedConv2d" for module in plain.modules())
 
 

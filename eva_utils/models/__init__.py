@@ -5,6 +5,7 @@ import inspect
 from torch import nn
 
 from ..utils.names import unknown_name
+from .centering import center_filters
 from .davidnet import davidnet
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
@@ -12,6 +13,7 @@ from .speed_resnet import flip_resnet, speed_resnet, speed_resnet4, whitened_fli
 from .vit import vit
 
 __all__ = [
+    "center_filters",
     "create_model",
     "davidnet",
     "flip_resnet",

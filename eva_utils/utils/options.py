@@ -27,7 +27,7 @@ _ONLY_WITH = {
     "threshold": ("scheduler", "plateau"),
 }
 # What --evaluate takes from the note of the run: its network, and which images it was tested on.
-_RECORDED = ("model", "norm", "last_stride", "standardize", "size", "test_share", "seed")
+_RECORDED = ("model", "norm", "last_stride", "standardize", "center_filters", "size", "test_share", "seed")
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,6 +154,7 @@ def make_parser() -> Parser:
     model.add_argument(
         "--standardize", action=switch, default=False, help="standardize the weights of the convolutions"
     )
+    model.add_argument("--center-filters", action=switch, default=False, help="keep the mean of each filter at 0")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=10, help="in all, those of a resumed run included")
     training.add_argument("--optimizer", default="sgd", help=f"one of {', '.join(OPTIMIZERS)}")

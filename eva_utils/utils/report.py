@@ -18,7 +18,7 @@ from .checks import check_model
 from .command_note import commands_of
 from .gradcam import GradCAM
 from .lock import locked
-from .norm_rules import norm_kinds
+from .norm_rules import norm_kinds, parametrizations
 from .notebook import cells_of
 from .parts import copy_model, keep_loaders
 from .predictions import Predictions, Records, predict
@@ -145,6 +145,7 @@ def write_report(
             "unexplained": unexplained,
             "layers_were_named": bool(named or getattr(trial, "cam_layer", None)),
             "norms": dict(norm_kinds(trial)),
+            "parametrizations": dict(parametrizations(trial)),
             "versions": versions(),
             "command": commands_of(folder),
         }

@@ -93,7 +93,9 @@ def summary(record: dict) -> str:
     """Return the table of the layers, and the kinds of normalization among them."""
     norms = ", ".join(f"{count} {kind}" for kind, count in record["norms"].items()) or "none"
     meaning = " (LayerNorm over channels, height and width)" if "GroupNorm of one group" in record["norms"] else ""
-    return f"{fence(record['summary'])}\n\nNormalization layers: {escape(norms)}{meaning}."
+    counted = ", ".join(f"{count} {kind}" for kind, count in record.get("parametrizations", {}).items())
+    weights = f" Parametrizations of weights: {escape(counted)}." if counted else ""
+    return f"{fence(record['summary'])}\n\nNormalization layers: {escape(norms)}{meaning}.{weights}"
 
 
 def plus_minus(accuracy: float, samples: int) -> float:

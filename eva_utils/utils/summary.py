@@ -6,6 +6,7 @@ import re
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from .checks import check_model
 from .names import first_line
@@ -46,6 +47,9 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         except Exception as error:
             size = f"(channels, height, width) = {input_size}"
             raise ValueError(f"the model does not take {size}: {first_line(error)}") from error
+        for module in trial.modules():  # else each look at such a weight would be a row
+            for name in list(getattr(module, "parametrizations", ())):
+                remove_parametrizations(module, name)
         try:
             torchsummary.summary(trial, tuple(input_size), device="cpu")
         except Exception as error:  # what its hooks make of outputs they do not know
