@@ -19,14 +19,21 @@ import torch.nn.functional as F
 
 import eva_utils as eva
 from eva_utils.utils.gradcam import GradCAM
+from eva_utils.utils.loader import Loader
+from eva_utils.utils.splits import stratified
 
 SHARES = (0.05, 0.1, 0.2, 0.4)
 
 
 def without_highest(images, maps, share):
-    """Return the images (N, 3, H, W) with that share of each one's pixels, highest in its map, set to 0: the mean."""
+    """Return the images (N, 3, H, W) with that share of each one's pixels, highest in its map, set to 0: the mean.
+
+    Of pixels as high as each other, as where a map is 0, any may go.
+    """
     count = round(share * maps[0].numel())
-    highest = maps.flatten(1).topk(count, dim=1).indices
+    scattered = torch.rand(maps.shape, generator=torch.Generator().manual_seed(1)).flatten(1).argsort(dim=1)
+    order = maps.flatten(1).gather(1, scattered).argsort(dim=1, descending=True, stable=True)
+    highest = scattered.gather(1, order[:, :count])
     kept = torch.ones_like(maps.flatten(1)).scatter_(1, highest, 0.0)
     return images * kept.view_as(maps)[:, None]
 
@@ -37,19 +44,23 @@ def main():
     parser.add_argument("--data", default="shapes", help="what it was trained on")
     parser.add_argument("--model", default="small_resnet")
     parser.add_argument("--standardize", action="store_true")
+    parser.add_argument("--center-filters", action="store_true")
     parser.add_argument("--layer", help="the deepest with a map of at least 5x5 if left out")
     parser.add_argument("--images", type=int, default=2000)
     args = parser.parse_args()
 
-    data = eva.load_data(args.data, limit=args.images, device="cpu")
+    data = eva.load_data(args.data, device="cpu")  # all of it, so that it is normalized as in the run
+    kept = stratified(data.test.labels, args.images, seed=0)
+    test = Loader(data.test.images[kept], data.test.labels[kept], data.test.transform)
     options = {"standardize": True} if args.standardize else {}
-    model = eva.load_weights(eva.create_model(args.model, num_classes=len(data.classes), **options), args.run)
+    model = eva.create_model(args.model, num_classes=len(data.classes), **options)
+    model = eva.load_weights(eva.center_filters(model) if args.center_filters else model, args.run)
     cam = GradCAM(model, args.layer and [args.layer])
     draw = torch.Generator().manual_seed(0)
     whole, blank, right = 0, 0, dict.fromkeys([(way, share) for share in SHARES for way in range(4)], 0)
-    ((layer, coarse),) = cam.sizes(next(iter(data.test))[0]).items()
+    ((layer, coarse),) = cam.sizes(next(iter(test))[0]).items()
     with torch.inference_mode():
-        for images, labels in data.test:
+        for images, labels in test:
             maps = cam(images)[layer]
             whole += int((model.eval()(images).argmax(1) == labels).sum())
             blank += int((~maps.flatten(1).any(1)).sum())
@@ -60,7 +71,7 @@ def main():
                 for share in SHARES:
                     painted = without_highest(images, order, share)
                     right[way, share] += int((model(painted).argmax(1) == labels).sum())
-    total = len(data.test.labels)
+    total = len(test.labels)
     rows = []
     for share in SHARES:
         own, other, noise, scattered = (100 * right[way, share] / total for way in range(4))
