@@ -22,11 +22,11 @@ setup(
         "torch>=2.6",  # tensors, models, training
         "torchvision>=0.21",  # downloads of datasets, resizing
         "numpy>=1.24",  # drawing the shapes, reading files, seeds
-        "matplotlib>=3.7",  # figures
+        "matplotlib>=3.9",  # figures
         "torchsummary>=1.5",  # the table of layers
         "tqdm>=4.60",  # the progress bar
-        "opencv-python>=4.7",  # drawing the shapes, the colours of a Grad-CAM overlay
-        "pillow>=10",  # decoding files: it names truncated ones and knows palettes, alpha and EXIF
+        "opencv-python>=4.10",  # drawing the shapes, the colours of a Grad-CAM overlay
+        "pillow>=10.3",  # decoding files: it names truncated ones and knows palettes, alpha and EXIF
     ],
     extras_require={
         "test": [
