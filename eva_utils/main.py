@@ -346,6 +346,7 @@ def fit(
                 trained = train(trained_model, train_part, optimizer, scheduler=per_batch, **train_options)
                 if epoch == warmup:
                     set_rates(optimizer, history.start_rates)  # the full ones, also after fewer batches than said
+                processes.share_buffers(plain_model, average and average.module)
                 tested = test(tested_model, test_part, **options)
                 row = make_row(epoch, trained, tested, time.perf_counter() - start, dtype)
                 say(describe_test(tested))

@@ -89,6 +89,19 @@ def test_a_killed_worker_ends_the_run_and_keeps_the_finished_epochs(tmp_path):
     assert (tmp_path / "run" / "epoch-0001.pt").exists()
 
 
+def test_a_parameter_without_a_gradient_is_explained_where_several_processes_wait_for_it(tiny_net):
+    seen = []
+
+    def waits(module, images):
+        seen.append(module.training)
+        if sum(seen) == 2:  # torch notices in the second step
+            raise RuntimeError("Expected to have finished reduction ... `find_unused_parameters=True` to ...")
+
+    tiny_net.register_forward_pre_hook(waits)
+    with pytest.raises(RuntimeError, match=r"^epoch 1: several processes wait for a gradient of every parameter"):
+        engine.fit(tiny_net, [(IMAGES, LABELS)] * 2, [(IMAGES, LABELS)], epochs=1, **QUIET)
+
+
 def test_a_last_batch_of_one_image_is_named_where_batch_normalization_cannot_take_it():
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten())
     loader = DataLoader(random_batches(9), batch_size=8)

@@ -124,6 +124,24 @@ def test_what_would_not_be_as_in_one_process_is_refused(norm, criterion, place, 
         processes.check_together(create_model("small_resnet", norm=norm), criterion, torch.device(place))
 
 
+def test_all_test_with_the_buffers_of_the_first_process(tiny_net, monkeypatch):
+    events, share = [], processes.share_buffers
+    tiny_net.register_forward_pre_hook(lambda module, _: events.append("train" if module.training else "test"))
+
+    def share_as_one_of_two(*models):
+        events.append("share")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "count", lambda: 2)
+            patch.setattr(processes.dist, "broadcast", lambda buffer, source: buffer.fill_(3 + source))
+            share(*models)
+
+    monkeypatch.setattr(processes, "share_buffers", share_as_one_of_two)
+    batches = [(torch.randn(3, 3, 8, 8), torch.arange(3))] * 2
+    engine.fit(tiny_net, batches, batches[:1], epochs=1, ema=0.9, log=None, device="cpu", precision="float32")
+    assert events == ["test", "train", "train", "share", "test"]
+    assert tiny_net.norm.running_mean.tolist() == [3] * 6 and tiny_net.norm.num_batches_tracked == 3
+
+
 def test_a_group_of_gpus_waits_an_hour_for_a_download(monkeypatch):
     calls = []
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():

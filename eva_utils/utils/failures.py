@@ -118,6 +118,11 @@ def explain_end(error: BaseException, place: str, loader: Any) -> None:
         if isinstance(size, int) and size > 1:
             advice = f"of {size} images; try batch_size={size // 2}"
         error.args = (f"{place}: out of memory with a batch {advice} ({first_line(error)})",)
+    elif "find_unused_parameters" in str(error):
+        error.args = (
+            f"{place}: several processes wait for a gradient of every parameter in every batch; set "
+            "requires_grad_(False) on those that forward() does not use, or train in one process",
+        )
     elif "Expected more than 1 value per channel" in str(error):
         error.args = (
             f"{place}: batch normalization has a batch of one image, in maps of one pixel; choose another batch_size, "

@@ -135,6 +135,13 @@ def parallel(model: nn.Module) -> Iterator[nn.Module]:
             setattr(parent, name, child)
 
 
+def share_buffers(*models: nn.Module | None) -> None:
+    """Give every process the buffers of the first one, whose are saved, so that all test the same model."""
+    for model in models if count() > 1 else ():
+        for buffer in () if model is None else model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def weight(samples: int) -> Tensor:
     """Return the weight of this process's mean over so many samples in the mean over all processes' samples.
 
