@@ -274,6 +274,28 @@ def test_momentum_is_filled_where_torch_would_leave_it_unset(options, filled):
     assert not filled or optimizer.state[trained]["momentum_buffer"].tolist() == [0, 0]
 
 
+class Remembers(nn.Module):
+    """Scales its logits by a running value that is in no state_dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.register_buffer("heat", torch.ones(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.heat += x.detach().abs().mean()
+        return self.fc(x) * self.heat
+
+
+def test_the_model_that_is_left_is_the_average_that_was_tested_in_every_buffer():
+    torch.manual_seed(0)
+    model, batches = Remembers(), [(torch.randn(8, 3), torch.arange(8) % 4) for _ in range(3)]
+    options = {"device": "cpu", "precision": "float32"}
+    history = engine.fit(model, batches, batches[:1], epochs=2, ema=0.9, log=None, **options)
+    assert engine.test(model, batches[:1], **options).loss == history.rows[-1]["test_loss"]
+
+
 def test_the_moving_average_copies_whole_numbers():
     model = nn.BatchNorm1d(2)
     model.register_buffer("places", torch.arange(60))

@@ -62,4 +62,8 @@ def averaged(model: nn.Module, decay: float | None) -> Iterator[MovingAverage | 
         raise
     finally:
         if not lost:
-            plain_model.load_state_dict(average.module.state_dict())
+            state = average.module.state_dict()
+            plain_model.load_state_dict(state)
+            for (name, ours), theirs in zip(plain_model.named_buffers(), average.module.buffers(), strict=True):
+                if name not in state and not torch.equal(ours, theirs):
+                    ours.copy_(theirs)
