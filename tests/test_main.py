@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from conftest import QUIET, TinyNet, random_batches
 from eva_utils import main as engine
@@ -247,6 +247,15 @@ def test_an_output_that_only_writes_is_logged_to(tiny_net, monkeypatch):
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=lines.append, flush=lambda: None))
     engine.fit(tiny_net, *new_loaders(), epochs=1, device="cpu")
     assert "EPOCH: 1" in lines and any("100%" in line for line in lines)
+
+
+def test_a_sampler_is_told_the_epoch_as_a_loader_is(tiny_net):
+    sampler = DistributedSampler(random_batches(16), num_replicas=1, rank=0, seed=3)
+    told, tell = [], sampler.set_epoch
+    sampler.set_epoch = lambda epoch: (told.append(epoch), tell(epoch))
+    loader = DataLoader(random_batches(16), batch_size=8, sampler=sampler)
+    engine.fit(tiny_net, loader, loader, epochs=3, **QUIET)
+    assert told == [1, 2, 3]
 
 
 def test_weights_are_channels_last_in_half_precision_alone():

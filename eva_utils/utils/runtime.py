@@ -279,6 +279,9 @@ def keep_buffers(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
             if buffer is None or value is None:
                 continue
+            if buffer.shape != value.shape:  # as an observer's, which begins empty
+                buffer.data = value
+                continue
             try:
                 buffer.data.copy_(value)
             except RuntimeError:  # an expanded one cannot be written, here or by the model

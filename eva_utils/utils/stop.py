@@ -74,8 +74,10 @@ class Stoppable:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader the epoch if it wants to know."""
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(epoch)
+        for part in (self.loader, getattr(self.loader, "sampler", None)):  # as torch's DistributedSampler does
+            tell = getattr(part, "set_epoch", None)
+            if tell is not None:
+                tell(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         try:

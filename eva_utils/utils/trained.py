@@ -2,6 +2,7 @@
 
 import hashlib
 
+import torch
 from torch import nn
 
 _TRAINED: set[str] = set()  # digests of the weights that runs left or `load_weights` loaded, in this process
@@ -20,5 +21,6 @@ def is_trained(model: nn.Module) -> bool:
 def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        weights = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+        digest.update(weights.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
