@@ -82,6 +82,7 @@ def test_a_centered_network_is_averaged_resumed_and_loaded_and_only_into_a_cente
 def test_the_report_tells_of_it_below_a_table_of_the_layers_as_they_are(tmp_path, undrawn):
     data = eva.load_data("shapes", limit=40)
     model = center_filters(TinyNet(10))
+    eva.summary(model, (3, 32, 32))  # leaves it as it was
     eva.fit(model, data.train, data.test, epochs=1, checkpoint=tmp_path, **QUIET)
     text = eva.write_report(tmp_path, model, data).path.read_text(encoding="utf-8")
     table, rest = text.split("\n\nNormalization layers: ")

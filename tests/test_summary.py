@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from eva_utils.models import create_model
 from eva_utils.utils.summary import summary
@@ -133,3 +135,17 @@ def test_without_torchsummary_it_is_said_how_to_get_it(tiny_net, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchsummary", None)
     with pytest.raises(ModuleNotFoundError, match=r"summary needs torchsummary .*; pip install torchsummary"):
         summary(tiny_net, (3, 8, 8))
+
+
+def test_parametrized_weights_are_listed_as_plain_ones_and_left_parametrized():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    plain = summary(model, (3, 8, 8))
+    model[0] = parametrizations.weight_norm(model[0])
+    model[2] = parametrizations.spectral_norm(model[2]).eval()
+    images = torch.randn(2, 3, 8, 8)
+    before = model(images)
+    table = summary(model, (3, 8, 8))
+    rows = [line for line in table.splitlines() if line.lstrip().startswith(("Conv2d", "Flatten", "Linear"))]
+    assert rows == [line for line in plain.splitlines() if line.lstrip().startswith(("Conv2d", "Flatten", "Linear"))]
+    assert len(rows) == 3 and "arametri" not in table and torch.equal(model(images), before)
+    assert all(is_parametrized(layer) for layer in (model[0], model[2]))
