@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,8 @@ def _drop_parametrizations(module: nn.Module) -> None:
     Torch's own way would take them from the class, which the copy shares with the model.
     """
     if parametrize.is_parametrized(module):
-        weights = {name: getattr(module, name) for name in module.parametrizations}
+        held: Any = module.parametrizations
+        weights = {name: getattr(module, name) for name in held}
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
         for name, weight in weights.items():
