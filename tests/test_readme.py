@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import eva_utils as eva
-from cells import made_smaller, python_of, run
+from cells import CLONE, made_smaller, python_of, run
 from conftest import ROOT
 from eva_utils.utils import page as pages
 from eva_utils.utils.assignments import BRIEFS, Brief
@@ -151,6 +151,10 @@ def test_options_and_targets_of_the_shell_are_there(page):
     lines = [*inline_code(page), *text_of(page).splitlines()]
     targets = {line.split()[1] for line in lines if line.startswith("make ")}
     assert targets - set(re.findall(r"^(\w+):", text_of("Makefile"), re.MULTILINE)) == set()
+
+
+def test_the_first_cell_clones_and_asks_for_no_account():
+    assert cells(text_of(README))[0].startswith(CLONE)
 
 
 def in_colab(monkeypatch):
