@@ -157,6 +157,17 @@ def test_the_first_cell_clones_and_asks_for_no_account():
     assert cells(text_of(README))[0].startswith(CLONE)
 
 
+def test_tinyimagenet_is_fetched_once(tmp_path):
+    """Unzip, run again, would wait for an answer that no cell can give."""
+    command = re.search(r"`!([^`]*tiny-imagenet-200\.zip -d data)`", section(GUIDE, "Data"))[1]
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    fakes = "wget() { echo wget >> log; }; unzip() { echo unzip >> log; mkdir -p data/tiny-imagenet-200; }\n"
+    for _ in range(2):
+        subprocess.run(["bash", "-c", fakes + command], cwd=tmp_path)
+    assert (tmp_path / "log").read_text().split() == ["wget", "unzip"]
+
+
 def in_colab(monkeypatch):
     """Put in place what a notebook of Colab imports; return what was downloaded."""
     downloaded: list[str] = []
