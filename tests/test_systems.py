@@ -72,6 +72,16 @@ def test_a_lock_of_windows_holds_too(tmp_path, monkeypatch):
             fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)
 
 
+def test_a_file_system_that_allows_no_locks_is_trained_on_without_one(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+
+    def flock(file, operation):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    assert len(fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)) == 1
+
+
 def named(name):
     """The module os of a system of that name; pathlib keeps its own."""
     return SimpleNamespace(name=name, getpid=os.getpid, fsync=os.fsync)
