@@ -121,6 +121,68 @@ def test_a_mirror_that_disappears_halfway_is_warned_of_and_caught_up(tmp_path):
     assert contents(mirror) == contents(run)
 
 
+def test_of_two_sessions_that_go_on_with_one_run_the_second_only_warns(tmp_path):
+    """As a new machine that restored the run while the old one still trains; both have the first epoch."""
+    run, other, mirror, lines = tmp_path / "run", tmp_path / "other", tmp_path / "mirror", []
+    make_run("plateau", epochs=1, checkpoint=run, mirror=mirror)
+
+    def meddle(line):
+        lines.append(line)
+        if line == "EPOCH: 2":
+            make_run("plateau", epochs=4, checkpoint=run, mirror=mirror, resume=True)
+            (mirror / ".last.pt.1.tmp").touch()  # as the other session's that is being written
+
+    make_run("plateau", epochs=3, checkpoint=other, mirror=mirror, resume=True, log=meddle)
+    warnings = [line for line in lines if line.startswith("Warning")]
+    assert len(warnings) == 2 and "another session writes to this mirror: it holds 4 epochs, and the" in warnings[0]
+    assert contents(mirror) == {**contents(run), ".last.pt.1.tmp": b""}
+    assert "epoch-0003.pt" in contents(other)
+
+
+def test_a_drive_that_is_unmounted_halfway_is_not_made_anew_on_the_disk(tmp_path, monkeypatch):
+    drive, run, lines = tmp_path / "drive", tmp_path / "run", []
+    mirror, mounted = drive / "MyDrive" / "runs" / "s8", [drive]
+    monkeypatch.setattr(mirrors, "_COLAB", tmp_path)
+    monkeypatch.setattr(mirrors.os.path, "ismount", lambda path: path in mounted)
+
+    def unmount(line):
+        lines.append(line)
+        if line == "EPOCH: 2":
+            mounted.clear()
+            shutil.rmtree(drive / "MyDrive")
+
+    make_run("plateau", epochs=2, checkpoint=run, mirror=mirror, log=unmount)
+    assert list(drive.iterdir()) == []
+    (warning,) = [line for line in lines if line.startswith("Warning")]
+    assert "is not up to date" in warning and "is on Google Drive, which is not mounted" in warning
+
+
+def test_old_epochs_are_emptied_in_the_mirror_before_they_go(tmp_path, monkeypatch):
+    """Google Drive keeps in its bin, and counts, what was in a file as it was deleted."""
+    mirror, sizes, unlink = tmp_path / "mirror", [], mirrors.Path.unlink
+
+    def watch(path, missing_ok=False):
+        if path.name.startswith("epoch-") and path.parent == mirror:
+            sizes.append((path.name, path.stat().st_size))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(mirrors.Path, "unlink", watch)
+    make_run("plateau", epochs=4, checkpoint=tmp_path / "run", mirror=mirror)
+    assert sizes == [("epoch-0001.pt", 0), ("epoch-0002.pt", 0)]
+
+
+def test_an_old_epoch_that_was_emptied_and_not_removed_is_taken_for_none(tmp_path):
+    mirror = tmp_path / "mirror"
+    model, history = make_run("plateau", epochs=4)
+    make_run("plateau", epochs=3, checkpoint=tmp_path / "old", mirror=mirror)
+    (mirror / "epoch-0001.pt").touch()
+    options = {"checkpoint": tmp_path / "run", "mirror": mirror, "resume": True}
+    resumed_model, resumed = make_run("plateau", epochs=4, **options)
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert sorted(path.name for path in mirror.glob("epoch-*")) == ["epoch-0003.pt", "epoch-0004.pt"]
+
+
 def test_what_arrived_damaged_is_copied_again(tmp_path):
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     make_run("plateau", epochs=2, checkpoint=run, mirror=mirror)
@@ -276,6 +338,40 @@ def test_the_runs_own_record_is_written_anew_if_it_cannot_be_read(damaged, tmp_p
     assert without_time(resumed) == without_time(history)
     assert_equal_weights(resumed_model.state_dict(), model.state_dict())
     assert contents(mirror) == contents(run)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_mirror_whose_record_is_lost_or_empty_is_enough_to_resume_from(lost, tmp_path):
+    run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
+    model, history = make_run("plateau", epochs=4)
+    make_run("plateau", epochs=2, checkpoint=tmp_path / "old", mirror=mirror)
+    record = (mirror / "history.json").read_bytes()
+    (mirror / "history.json").write_bytes(b"")
+    if lost:
+        (mirror / "history.json").unlink()
+    with pytest.raises(ValueError, match="cannot resume: scheduler class"):  # another run neither takes nor harms it
+        make_run("step", checkpoint=run, mirror=mirror, resume="auto", log=lines.append)
+    assert lines[0] == f"{mirror / 'history.json'} was lost or damaged and is that of epoch 2 again"
+    assert contents(run) == {} and contents(mirror) == {**contents(tmp_path / "old"), "history.json": record}
+    (mirror / "history.json").write_bytes(b"")
+    if lost:
+        (mirror / "history.json").unlink()
+    options = {"checkpoint": run, "mirror": mirror, "resume": "auto"}
+    resumed_model, resumed = make_run("plateau", epochs=4, **options)
+    assert without_time(resumed) == without_time(history)
+    assert_equal_weights(resumed_model.state_dict(), model.state_dict())
+    assert contents(mirror) == contents(run)
+
+
+@pytest.mark.parametrize("options", [{"mirror": True, "resume": "auto"}, {"resume": "auto"}, {"mirror": True}])
+def test_that_neither_place_holds_a_run_is_said_where_one_was_looked_for_in_both(options, tmp_path):
+    run, mirror, lines = tmp_path / "run", tmp_path / "mirror", []
+    given = {**options, "mirror": mirror} if "mirror" in options else options
+    make_run("plateau", epochs=1, checkpoint=run, log=lines.append, **given)
+    said = f"A new run: neither {run} nor its mirror {mirror} holds one"
+    assert [line for line in lines if line.startswith("A new")] == ([said] if len(options) == 2 else [])
+    make_run("plateau", epochs=2, checkpoint=run, log=lines.append, **{**given, "resume": "auto"})
+    assert len([line for line in lines if line.startswith("A new")]) == len(options) - 1
 
 
 def test_a_record_without_an_epoch_is_named_and_left_alone(tmp_path):

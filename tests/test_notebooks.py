@@ -10,7 +10,7 @@ import pytest
 
 import eva_utils
 from assignment.run_notebook import as_shown, keep_outputs
-from cells import made_smaller, run
+from cells import CLONE, made_smaller, run
 from conftest import ROOT
 from eva_utils.models import create_model
 from eva_utils.utils import page
@@ -56,7 +56,7 @@ def test_about_ten_calls_and_no_definition(path):
     assert 8 <= len(set(own) - CHOOSING_A_RATE) <= 12
     network = f"eva.{BRIEFS[path.stem].options['model']}"
     assert {network, "eva.fit", "eva.plot_gradcam", "eva.write_report"} < set(own)
-    assert code[0].startswith("![ -d eva_utils ] || git clone --quiet https://github.com/")
+    assert code[0].startswith(CLONE)
     (parameters,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     assert f"epochs = {BRIEFS[path.stem].epochs}\n" in "".join(parameters["source"])
     badge = "".join(cells(path, "markdown")[0]["source"])

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import eva_utils as eva
-from cells import made_smaller, python_of, run
+from cells import CLONE, made_smaller, python_of, run
 from conftest import ROOT
 from eva_utils.utils import page as pages
 from eva_utils.utils.assignments import BRIEFS, Brief
@@ -151,6 +151,21 @@ def test_options_and_targets_of_the_shell_are_there(page):
     lines = [*inline_code(page), *text_of(page).splitlines()]
     targets = {line.split()[1] for line in lines if line.startswith("make ")}
     assert targets - set(re.findall(r"^(\w+):", text_of("Makefile"), re.MULTILINE)) == set()
+
+
+def test_the_first_cell_clones_and_asks_for_no_account():
+    assert cells(text_of(README))[0].startswith(CLONE)
+
+
+def test_tinyimagenet_is_fetched_once(tmp_path):
+    """Unzip, run again, would wait for an answer that no cell can give."""
+    command = re.search(r"`!([^`]*tiny-imagenet-200\.zip -d data)`", section(GUIDE, "Data"))[1]
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    fakes = "wget() { echo wget >> log; }; unzip() { echo unzip >> log; mkdir -p data/tiny-imagenet-200; }\n"
+    for _ in range(2):
+        subprocess.run(["bash", "-c", fakes + command], cwd=tmp_path)
+    assert (tmp_path / "log").read_text().split() == ["wget", "unzip"]
 
 
 def in_colab(monkeypatch):

@@ -72,6 +72,16 @@ def test_a_lock_of_windows_holds_too(tmp_path, monkeypatch):
             fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)
 
 
+def test_a_file_system_that_allows_no_locks_is_trained_on_without_one(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+
+    def flock(file, operation):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    assert len(fit(TinyNet(), [(IMAGES, LABELS)], checkpoint=tmp_path)) == 1
+
+
 def named(name):
     """The module os of a system of that name; pathlib keeps its own."""
     return SimpleNamespace(name=name, getpid=os.getpid, fsync=os.fsync)
@@ -125,6 +135,27 @@ def test_a_figure_opens_no_window(monkeypatch):
     monkeypatch.setattr(plt, "new_figure_manager", lambda *args, **options: pytest.fail("Tk may be broken"))
     figure, ((left, right),) = figures.new_figure(1, 2, 2.0, ratios=(1, 3))
     assert len(figures.png_bytes(figure)) > 1000 and right.get_position().width > 2 * left.get_position().width
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_notebook_of_an_older_ipython_is_told_how_to_show_figures(kernel, monkeypatch):
+    """There the import of pyplot does not: it waits for a figure of pyplot's own."""
+    backend = "matplotlib_inline.backend_inline"
+    pytest.importorskip("matplotlib_inline")
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    if not kernel:
+        monkeypatch.delitem(sys.modules, "ipykernel")
+    monkeypatch.delitem(sys.modules, backend, raising=False)
+    figures.new_figure(1, 1, 2.0)
+    assert (backend in sys.modules) == kernel
+
+
+def test_figures_need_no_inline_backend_in_a_kernel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "matplotlib_inline", None)
+    monkeypatch.delitem(sys.modules, "matplotlib_inline.backend_inline", raising=False)
+    figure, _ = figures.new_figure(1, 1, 2.0)
+    assert len(figures.png_bytes(figure)) > 1000
 
 
 @pytest.mark.parametrize(

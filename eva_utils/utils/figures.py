@@ -1,10 +1,11 @@
 """What all figures share: colours, size, style, and how one becomes a file."""
 
 import io
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,12 +23,21 @@ def new_figure(
     rows: int, columns: int, height: float, width: float = WIDTH, ratios: Sequence[float] | None = None
 ) -> tuple["Figure", list[list["Axes"]]]:
     """Return a figure and its axes by row; pyplot does not know it, which would open a window or show it again."""
-    import matplotlib.pyplot  # noqa: F401 - it tells a notebook how to show figures
     from matplotlib.figure import Figure
 
+    _tell_notebook()
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
     return figure, [list(row) for row in axes]
+
+
+def _tell_notebook() -> None:
+    """Tell a notebook how to show figures, which otherwise are `<Figure size ...>`."""
+    import matplotlib.pyplot  # noqa: F401 - it does so from IPython 8.24 on
+
+    if "ipykernel" in sys.modules:
+        with suppress(ImportError):
+            import matplotlib_inline.backend_inline  # noqa: F401 - and this before
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         try:
             _lock(file)
-        except (BlockingIOError, PermissionError):
+        except BlockingIOError:
             raise ValueError(
                 f"another run is training in {folder}; wait for it, stop it, or choose another folder"
             ) from None
@@ -51,9 +51,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO) -> None:
-    """Lock a file, or raise BlockingIOError, on Windows PermissionError, if another holds it."""
+    """Lock a file, or raise BlockingIOError if another holds it."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        file.seek(0)  # its first byte is what is locked
+        return
+    file.seek(0)  # its first byte is what is locked
+    try:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except PermissionError as error:  # so Windows says it; elsewhere it is a file system that allows no locks
+        raise BlockingIOError(*error.args) from None

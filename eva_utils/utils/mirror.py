@@ -44,14 +44,14 @@ def check_mirror(folder: Path, mirror: Path, resume: bool | str) -> None:
         raise ValueError(f"mirror {mirror} is in the folder of the run itself; name a second place")
     if mirror.exists() and not mirror.is_dir():
         raise ValueError(f"mirror {mirror} is a file; name a folder")
-    if _rows(folder) is None and _rows(mirror) is not None:
+    if recorded_rows(folder) is None and recorded_rows(mirror) is not None:
         try:
             check_folder(mirror, resume)
         except ValueError as error:
             raise ValueError(f"the mirror {error}") from None
         return
     _check_own(folder, mirror)
-    ours, theirs = _rows(folder) or [], _rows(mirror) or []
+    ours, theirs = recorded_rows(folder) or [], recorded_rows(mirror) or []
     if len(theirs) > len(ours):
         raise ValueError(
             f"the mirror {mirror} holds {len(theirs)} epochs of this run and {folder} only {len(ours)}; "
@@ -67,14 +67,37 @@ def mend_record(folder: Path, log: Callable[[str], None]) -> None:
         ValueError: there is none, or another run is training in the folder.
     """
     try:
-        _rows(folder)
+        recorded_rows(folder)
     except ValueError:
         with locked(folder):
-            state = latest_state(folder, log)
-            if state is None:
+            if not _rewrite_record(folder, "damaged", log):
                 raise
-            write_atomic(folder / "history.json", History(**state["history"]).to_json().encode())
-        log(f"{folder / 'history.json'} was damaged and is that of epoch {state['epoch']} again")
+
+
+def mend_mirrors_record(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
+    """Do so for the mirror of a run that its own folder does not hold; there a record may be missing too.
+
+    Raises:
+        DamagedFileError: no epoch is whole.
+    """
+    if recorded_rows(folder) is not None or not mirror.is_dir():
+        return
+    try:
+        if recorded_rows(mirror) is not None:
+            return
+    except ValueError:
+        pass  # where there is no epoch, check_mirror raises it again
+    _rewrite_record(mirror, "lost or damaged", log)
+
+
+def _rewrite_record(folder: Path, was: str, log: Callable[[str], None]) -> bool:
+    """Write the record of the last whole epoch, and return whether there is an epoch."""
+    state = latest_state(folder, log)
+    if state is None:
+        return False
+    write_atomic(folder / "history.json", History(**state["history"]).to_json().encode())
+    log(f"{folder / 'history.json'} was {was} and is that of epoch {state['epoch']} again")
+    return True
 
 
 def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[Path]:
@@ -86,7 +109,7 @@ def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[
         ValueError: the folder holds other files of these names.
         OSError: the folder cannot be written to, or the mirror not read.
     """
-    if _rows(folder) is not None or _rows(mirror) is None:
+    if recorded_rows(folder) is not None or recorded_rows(mirror) is None:
         return []
     restored = []
     for path in reversed(_files(mirror)):
@@ -101,7 +124,7 @@ def restore_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> list[
 
 def mend_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
     """Put the mirror's file in the place of each damaged one of a run, if it is whole there and of the same epochs."""
-    as_far = _rows(mirror) == _rows(folder)
+    as_far = recorded_rows(mirror) == recorded_rows(folder)
     for path in _files(folder):
         copy = mirror / path.name
         if not as_far and not path.name.startswith("epoch-"):  # only that name says of which epoch a file is
@@ -111,14 +134,22 @@ def mend_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
             log(f"{path} was damaged and is the mirror's again")
 
 
-def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
+def copy_run(folder: Path, mirror: Path, log: Callable[[str], None], found: list | None = None) -> None:
     """Bring the mirror up to date with a run's folder; what fails is told to `log` and stops nothing.
 
     Each file is written whole or not at all, and read back; a damaged one is not copied. What the run no
     longer has goes from the mirror last.
+
+    Args:
+        folder: the run's own.
+        mirror: the second one.
+        log: takes one line.
+        found: the rows of the mirror's record when the run was taken up.
     """
     try:
+        check_mounted(mirror)  # each time: without Drive the folder would be made anew on the disk of Colab
         _check_own(folder, mirror)
+        _check_alone(folder, mirror, found)
         mirror.mkdir(parents=True, exist_ok=True)
         for unfinished in mirror.glob(".*.tmp"):
             unfinished.unlink()
@@ -131,6 +162,8 @@ def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
                 write_atomic(mirror / path.name, content)
         for path in _files(mirror):
             if path.name not in {own.name for own in ours}:
+                if path.name.startswith("epoch-"):
+                    os.truncate(path, 0)  # else it fills Drive's bin; an empty one is taken for damaged
                 path.unlink()
     except (OSError, ValueError) as error:
         log(f"Warning: the mirror {mirror} is not up to date ({error}); the run goes on in {folder}")
@@ -138,12 +171,25 @@ def copy_run(folder: Path, mirror: Path, log: Callable[[str], None]) -> None:
 
 def _check_own(folder: Path, mirror: Path) -> None:
     """Raise ValueError if a mirror holds files that are not of this run, which its first epoch tells."""
-    theirs = _rows(mirror)
-    if _files(mirror) and (theirs is None or theirs[:1] != (_rows(folder) or [])[:1]):
+    theirs = recorded_rows(mirror)
+    if _files(mirror) and (theirs is None or theirs[:1] != (recorded_rows(folder) or [])[:1]):
         held = f"{_files(mirror)[0].name} and no history.json" if theirs is None else f"{len(theirs)} epochs"
         raise ValueError(
             f"the mirror {mirror} holds {held}, which are not those of the run in {folder}; "
             "to go on with the mirror's, name another checkpoint folder, and to keep this one, another mirror"
+        )
+
+
+def _check_alone(folder: Path, mirror: Path, found: list | None) -> None:
+    """Raise ValueError if a mirror holds epochs that are neither the run's nor those found when it was taken up.
+
+    The seconds of an epoch tell those of two sessions apart that went on with the same run.
+    """
+    theirs = recorded_rows(mirror)
+    if theirs is not None and theirs != found and theirs != (recorded_rows(folder) or [])[: len(theirs)]:
+        raise ValueError(
+            f"another session writes to this mirror: it holds {len(theirs)} epochs, and the last of them are not "
+            "those of the run here; stop one of the two sessions"
         )
 
 
@@ -153,13 +199,13 @@ def _files(folder: Path) -> list[Path]:
     return [path for pattern in _OF_A_RUN for path in found if re.fullmatch(pattern, path.name)]
 
 
-def _rows(folder: Path) -> list | None:
+def recorded_rows(folder: Path) -> list | None:
     """Return the rows of the record in a folder, or None where there is none."""
     path = folder / "history.json"
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=str)["rows"]  # a NaN equals no other
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the record of a run ({error}); put it right, or name another folder") from None
 

@@ -10,7 +10,16 @@ from . import checkpoint as disk
 from . import processes
 from .history import History
 from .lock import locked
-from .mirror import check_mirror, check_mounted, copy_run, mend_record, mend_run, restore_run
+from .mirror import (
+    check_mirror,
+    check_mounted,
+    copy_run,
+    mend_mirrors_record,
+    mend_record,
+    mend_run,
+    recorded_rows,
+    restore_run,
+)
 from .names import plural
 from .state import RunState
 from .verified import DamagedFileError, OtherRunError, check_savable
@@ -40,6 +49,7 @@ class RunFolder:
         self.mirror = None if mirror is None else Path(mirror)
         self.resume, self.log = resume, log
         self._taken_up = False
+        self._found: list | None = None  # the mirror's rows as the run is taken up
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -70,6 +80,7 @@ class RunFolder:
             check_mounted(self.mirror)
             if self.resume:
                 mend_record(self.folder, self.log)
+                mend_mirrors_record(self.folder, self.mirror, self.log)
             check_mirror(self.folder, self.mirror, self.resume)
         if self.mirror is None or not self.resume:
             disk.check_folder(self.folder, self.resume)
@@ -81,7 +92,12 @@ class RunFolder:
             if self.mirror is not None and self.resume:
                 mend_run(self.folder, self.mirror, self.log)
             try:
-                yield disk.latest_state(self.folder, self.log)
+                state = disk.latest_state(self.folder, self.log)
+                if self.mirror is not None:
+                    self._found = recorded_rows(self.mirror)
+                    if state is None and self.resume:
+                        self.log(f"A new run: neither {self.folder} nor its mirror {self.mirror} holds one")
+                yield state
             except BaseException as error:
                 if not restored or self._taken_up:
                     raise
@@ -117,4 +133,4 @@ class RunFolder:
         self._taken_up = True
         write(self.folder, state, history.to_json(), history.best["epoch"])
         if self.mirror is not None:
-            copy_run(self.folder, self.mirror, self.log)
+            copy_run(self.folder, self.mirror, self.log, self._found)
