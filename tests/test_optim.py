@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -272,6 +274,36 @@ def test_momentum_is_filled_where_torch_would_leave_it_unset(options, filled):
     prepare_fused(optimizer)
     assert set(optimizer.state) == ({trained} if filled else set())
     assert not filled or optimizer.state[trained]["momentum_buffer"].tolist() == [0, 0]
+
+
+class EverySecond(torch.optim.SGD):
+    """Steps and clears at every second batch only, so that the gradients of two add up."""
+
+    calls = 0
+
+    def zero_grad(self, set_to_none=True):
+        if self.calls % 2 == 0:
+            super().zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        self.calls += 1
+        if self.calls % 2 == 0:
+            super().step(closure)
+
+
+def test_an_optimizer_that_adds_up_batches_on_purpose_may():
+    torch.manual_seed(0)
+    model, batches = nn.Linear(3, 4), [(torch.randn(8, 3), torch.arange(8) % 4) for _ in range(4)]
+    plain = copy.deepcopy(model)
+    engine.train(model, batches, EverySecond(model.parameters(), lr=0.1), device="cpu", precision="float32", log=None)
+    for pair in (batches[:2], batches[2:]):
+        plain.zero_grad()
+        for images, labels in pair:
+            nn.functional.cross_entropy(plain(images), labels).backward()
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
 
 
 class Remembers(nn.Module):

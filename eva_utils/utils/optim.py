@@ -136,9 +136,12 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
 
 
 def clear_gradients(model: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Drop the gradients of the optimizer's parameters and of the model's that it does not have, which would add up."""
+    """Have the optimizer clear its gradients, and drop those of the model that it does not have, which would add up."""
     optimizer.zero_grad()
-    model.zero_grad()
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in model.parameters():
+        if id(parameter) not in held:
+            parameter.grad = None
 
 
 def prepare_fused(optimizer: optim.Optimizer) -> None:
@@ -198,10 +201,16 @@ def make_optimizer(
 def _make_muon(model: nn.Module, groups: list[dict], lr: float, momentum: float) -> Muon:
     """Build Muon over two groups of parameters and a third, of the convolutions but for a last layer."""
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    chosen = {id(layer.weight) for layer in layers[:-1] if isinstance(layer, nn.Conv2d)}
+    chosen = {id(_own_weight(layer)) for layer in layers[:-1] if isinstance(layer, nn.Conv2d)}
     convolutions = [parameter for parameter in groups[0]["params"] if id(parameter) in chosen]
     made: list[dict] = [{"params": convolutions}]
     for group in groups:
         others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
         made.append({**group, "params": others, "lr": 2.5 * lr, "momentum": momentum, "orthogonal": False})
     return Muon([group for group in made if group["params"]], lr=lr)
+
+
+def _own_weight(layer: nn.Conv2d) -> Tensor:
+    """Return the parameter that a layer's weight is, or is made of where it is centered."""
+    held = getattr(layer, "parametrizations", {})
+    return getattr(held["weight"], "original", layer.weight) if "weight" in held else layer.weight
