@@ -11,6 +11,7 @@ import eva_utils as eva
 from conftest import IMAGES, LABELS, QUIET, TinyNet, fit
 from eva_utils import main as engine
 from eva_utils.models import center_filters, create_model
+from eva_utils.utils.optim import make_optimizer
 from plain import assert_same_weights
 
 
@@ -58,6 +59,34 @@ def test_what_has_no_filters_to_center_is_refused():
         center_filters(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="the filters of this TinyNet are centered, or parametrized, already"):
         center_filters(center_filters(TinyNet()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv2d(8, 8, 1, groups=8), "a filter of one weight is 0 where its mean is; leave center_filters out"),
+        (nn.LazyConv2d(8, 3), "a lazy convolution has its filters from the first batch; run the model on one, then"),
+    ],
+)
+def test_filters_that_cannot_be_centered_are_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        center_filters(nn.Sequential(layer))
+
+
+def test_muon_orthogonalizes_the_convolutions_of_a_centered_network_too():
+    for change in (nn.Module.train, center_filters):
+        model = change(create_model("small_resnet"))
+        (first, *_) = make_optimizer("muon", model, lr=0.1).param_groups
+        assert [parameter.ndim for parameter in first["params"]] == [4] * 9
+
+
+def test_a_layer_with_another_option_is_another_network_on_resume_also_if_centered(tmp_path):
+    def strided(stride):
+        return center_filters(nn.Sequential(nn.Conv2d(3, 4, 3, stride), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+    fit(strided(1), [(IMAGES, LABELS)], checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"parametrized layer 0 stride was \[1, 1\] and is now \[2, 2\]"):
+        fit(strided(2), [(IMAGES, LABELS)], epochs=2, checkpoint=tmp_path, resume=True)
 
 
 def test_a_centered_network_is_averaged_resumed_and_loaded_and_only_into_a_centered_one(tmp_path):

@@ -237,6 +237,15 @@ class Warming(TinyNet):
         return super().forward(x) * self.heat
 
 
+def averaged_heat(steps):
+    """The average of 0.9, 0.9**2, ... at a decay that rises to 0.9."""
+    average = 0.9
+    for done in range(1, steps):
+        decay = min(0.9, (1 + done) / (10 + done))
+        average = decay * average + (1 - decay) * 0.9 ** (done + 1)
+    return average
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_buffers_that_are_in_no_state_dict_are_resumed_and_rolled_back(ema, tmp_path):
     def run(log=None, **options):
@@ -249,5 +258,8 @@ def test_buffers_that_are_in_no_state_dict_are_resumed_and_rolled_back(ema, tmp_
 
     heats, sizes = [], []
     check_resumes_exactly(run, tmp_path)
-    assert heats == pytest.approx([0.9**12, 0.9**6, 0.9**12], rel=1e-5)
+    expected = [0.9**12, 0.9**6, 0.9**12]
+    if ema:  # what is left is what was tested
+        expected = [averaged_heat(steps) for steps in (12, 6, 12)]
+    assert heats == pytest.approx(expected, rel=1e-5)
     assert sizes == ([1, 1, 1] if ema else [13, 7, 13])

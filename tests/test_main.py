@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from conftest import QUIET, TinyNet, random_batches
+from conftest import IMAGES, LABELS, QUIET, TinyNet, random_batches
 from eva_utils import main as engine
 from eva_utils.models import create_model
 from eva_utils.utils.averaging import MovingAverage
@@ -249,12 +249,16 @@ def test_an_output_that_only_writes_is_logged_to(tiny_net, monkeypatch):
     assert "EPOCH: 1" in lines and any("100%" in line for line in lines)
 
 
-def test_a_sampler_is_told_the_epoch_as_a_loader_is(tiny_net):
+@pytest.mark.parametrize("within", ["sampler", "batch_sampler"])
+def test_a_sampler_is_told_the_epoch_as_a_loader_is(within, tiny_net):
     sampler = DistributedSampler(random_batches(16), num_replicas=1, rank=0, seed=3)
     told, tell = [], sampler.set_epoch
     sampler.set_epoch = lambda epoch: (told.append(epoch), tell(epoch))
-    loader = DataLoader(random_batches(16), batch_size=8, sampler=sampler)
-    engine.fit(tiny_net, loader, loader, epochs=3, **QUIET)
+    how = {"sampler": sampler, "batch_size": 8}
+    if within == "batch_sampler":
+        how = {"batch_sampler": BatchSampler(sampler, 8, drop_last=False)}
+    loader = DataLoader(random_batches(16), **how)
+    engine.fit(tiny_net, loader, [(IMAGES, LABELS)], epochs=3, **QUIET)
     assert told == [1, 2, 3]
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.ops import stochastic_depth
 
 from audited import check, normed, record, small
-from eva_utils.models import create_model, resnet18
+from eva_utils.models import center_filters, create_model, resnet18
 from eva_utils.models.norms import NORMS
 from eva_utils.models.resnet import StandardizedConv2d
 from eva_utils.utils.assignments import Brief
@@ -83,7 +83,6 @@ def test_a_hidden_batch_norm_is_found(data):
         [nn.GroupNorm(1, 8), nn.LocalResponseNorm(2)],
         [nn.GroupNorm(1, 8), Functional(lambda x: F.local_response_norm(x, 2))],
         [nn.GroupNorm(1, 8), Functional(lambda x: F.rms_norm(x, x.shape[1:]))],
-        [nn.GroupNorm(1, 8), Functional(lambda x: F.normalize(x, dim=1))],
         [StandardizedConv2d(8, 8, 3)],
         [],
     ],
@@ -95,7 +94,6 @@ def test_a_hidden_batch_norm_is_found(data):
         "response",
         "functional response",
         "functional rms",
-        "unit length",
         "weights",
         "none",
     ],
@@ -161,6 +159,7 @@ def test_statistics_of_the_batch_by_hand_are_found(data, norm):
         ([nn.GroupNorm(1, 8), Standardized(2, 3)], "1 group_norm of one group, 1 variance"),
         ([Standardized(1, 2, 3)], "1 variance"),
         ([Functional(lambda x: x / x.std((2, 3), keepdim=True))], "1 standard deviation"),
+        ([nn.GroupNorm(1, 8), Functional(lambda x: F.normalize(x, dim=1))], "1 group_norm of one group, 1 length"),
     ],
 )
 def test_what_a_variance_is_computed_for_is_left_to_the_reader(data, layers, ran):
@@ -196,6 +195,15 @@ def test_other_required_norms(data, norm, layer):
     model = normed(layer)
     assert check(record(data, model), model, data, norm=norm).verdict == "pass"
     assert check(record(data, small()), small(), data, norm="BatchNorm").verdict == "FAIL"
+
+
+@pytest.mark.parametrize(("norm", "required"), [("batch", "BatchNorm"), ("layer", "LayerNorm"), ("group", "GroupNorm")])
+def test_what_parametrizations_compute_is_of_weights(data, norm, required):
+    model = center_filters(create_model("small_resnet", norm=norm, standardize=True))
+    model.fc = nn.utils.parametrizations.spectral_norm(model.fc)
+    finding = check(record(data, model), model, data, norm=required)
+    assert finding.verdict == "pass" and "9 layer_norm of weights" in finding.found
+    assert nn.utils.parametrize.is_parametrized(model.fc) and model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_an_unknown_norm_is_refused_when_the_brief_is_made():

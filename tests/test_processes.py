@@ -142,6 +142,20 @@ def test_all_test_with_the_buffers_of_the_first_process(tiny_net, monkeypatch):
     assert tiny_net.norm.running_mean.tolist() == [3] * 6 and tiny_net.norm.num_batches_tracked == 3
 
 
+def test_a_buffer_with_gaps_is_shared_and_its_neighbours_are_left(monkeypatch):
+    model, base = nn.Module(), torch.zeros(4, 3)
+    model.register_buffer("column", base[:, 1])
+    monkeypatch.setattr(processes, "count", lambda: 2)
+
+    def broadcast(buffer, source):
+        assert buffer.is_contiguous()
+        buffer.copy_(torch.arange(4.0) + source + 1)
+
+    monkeypatch.setattr(processes.dist, "broadcast", broadcast)
+    processes.share_buffers(None, model)
+    assert base.tolist() == [[0, 1, 0], [0, 2, 0], [0, 3, 0], [0, 4, 0]]
+
+
 def test_a_group_of_gpus_waits_an_hour_for_a_download(monkeypatch):
     calls = []
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():

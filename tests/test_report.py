@@ -94,7 +94,10 @@ def test_a_lopsided_interval_is_told_by_its_ends(right):
     row = {"accuracy": 5.0 * right, "epoch": 1}
     found = {"best": row, "last": row, "samples": 20, "split": "test", "recomputed": 5.0 * right}
     text = results({"results": found, "audit": [], "data": {"source": ""}})
-    assert f"{5 * right:.2f}% ({100 * abs(low):.2f} to {100 * high:.2f}) |" in text and "In brackets is the 95%" in text
+    assert (
+        f"{5 * right:.2f}% ({100 * abs(low):.2f} to {100 * high:.2f}) |" in text
+        and "In brackets stands the 95%" in text
+    )
 
 
 def test_an_interval_that_reaches_as_far_to_both_sides_is_told_by_half():

@@ -21,7 +21,8 @@ def center_filters(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: it is no model.
-        ValueError: it has no convolution to train, or its filters are centered already.
+        ValueError: it has no convolution to train, or its filters are centered already, or of one weight, or are made
+            by its first batch.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"center_filters takes a torch.nn.Module, not {type(model).__name__}")
@@ -30,6 +31,10 @@ def center_filters(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} has no 2d convolution to train, and so no filters to center")
     if any(parametrize.is_parametrized(module, "weight") for module in trained):
         raise ValueError(f"the filters of this {type(model).__name__} are centered, or parametrized, already")
+    if any(nn.parameter.is_lazy(module.weight) for module in trained):
+        raise ValueError("a lazy convolution has its filters from the first batch; run the model on one, then center")
+    if any(module.weight[0].numel() == 1 for module in trained):
+        raise ValueError("a filter of one weight is 0 where its mean is; leave center_filters out, or widen the layer")
     for module in trained:
         parametrize.register_parametrization(module, "weight", Centered())
     return model

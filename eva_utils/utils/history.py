@@ -109,12 +109,17 @@ def describe_run(
 
 
 def describe_layers(model: Any) -> dict[str, Any]:
-    """Return the class of each module without submodules, by its name, and the options in its `__constants__`."""
+    """Return the class of each module without submodules, by its name, and the options in its `__constants__`.
+
+    A layer whose weights are parametrized counts as one without, by another name.
+    """
     described = {}
     for name, layer in model.named_modules():
-        if not list(layer.children()):
+        held = [child for child, _ in layer.named_children()]
+        if held in ([], ["parametrizations"]):
             options = {option: getattr(layer, option, None) for option in getattr(layer, "__constants__", ())}
-            described[f"layer {name}"] = {"class": type(layer).__name__, **_plain(options, {"inplace"})}
+            kind = "parametrized layer" if held else "layer"  # the records of earlier versions have the second alone
+            described[f"{kind} {name}"] = {"class": type(layer).__name__, **_plain(options, {"inplace"})}
     return described
 
 

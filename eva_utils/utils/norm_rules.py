@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .parts import copy_model
+from .parts import copy_model, drop_parametrizations
 from .rules import UNCHECKED, Finding, judged
 from .runtime import keep_rng, seed_everything, unwrap
 
@@ -23,7 +23,7 @@ _ALLOWED = {
     "BatchNorm": {"batch_norm"},
 }
 NORMALIZATIONS = tuple(_ALLOWED)
-_BY_HAND = {"var": "variance", "std": "standard deviation"}
+_BY_HAND = {"var": "variance", "std": "standard deviation", "linalg_vector_norm": "length"}
 
 
 class _NormCalls(TorchDispatchMode):
@@ -36,7 +36,7 @@ class _NormCalls(TorchDispatchMode):
         self.calls: Counter[tuple[str, bool]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = re.search(r"(batch|group|layer)_norm|^(var|std)(?=[._])", func.__name__)
+        found = re.search(r"(batch|group|layer)_norm|^(var|std|linalg_vector_norm)(?=[._])", func.__name__)
         if found and "backward" not in func.__name__:
             kind = _BY_HAND.get(found[0], found[0])
             # native_group_norm(input, weight, bias, N, C, HxW, group, eps)
@@ -56,7 +56,7 @@ class _DecomposedCalls(TorchFunctionMode):
         self.counted = counted
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("rms_norm", "local_response_norm", "normalize"):
+        if func.__name__ in ("rms_norm", "local_response_norm"):
             given = args[0] if args else kwargs["input"]
             self.counted.calls[func.__name__, given.untyped_storage().data_ptr() in self.counted.weights] += 1
         return func(*args, **(kwargs or {}))
@@ -66,9 +66,10 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
     """Look at every normalization module, and at every normalization that runs in training and in evaluation.
 
     One may be written by hand. Of batches it is found out, since an image's logits then depend on its batch; of others
-    only that a variance or a deviation is computed is seen, and what becomes of it is left to the reader.
+    only that a variance, a deviation or a length is computed is seen, and what becomes of it is left to the reader.
     """
     allowed, trial = _ALLOWED[required], copy_model(unwrap(model))
+    drop_parametrizations(trial)  # what they compute is of weights
     image = images[:1].to(next(trial.parameters()).device)
     images = image.expand(2, *image.shape[1:])  # batch norm needs two
     calls: Counter[tuple[str, bool]] = Counter()

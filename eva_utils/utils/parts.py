@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
@@ -36,6 +37,21 @@ def copy_model(model: nn.Module) -> nn.Module:
     tensors = [part for part in tree_leaves([vars(module) for module in model.modules()]) if isinstance(part, Tensor)]
     left = [part for part in tensors if not part.is_leaf and not isinstance(part._base, nn.Parameter)]
     return copy.deepcopy(model, {id(part): part.detach().clone() for part in left})
+
+
+def drop_parametrizations(model: nn.Module) -> None:
+    """Give a copied model its parametrized weights as plain ones.
+
+    Torch's own way would take them from the classes, which the copy shares with the model.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            held: Any = module.parametrizations
+            weights = {name: getattr(module, name) for name in held}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight.detach()))
 
 
 def loss_parameters(criterion: Any) -> list[nn.Parameter]:

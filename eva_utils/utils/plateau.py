@@ -44,9 +44,10 @@ def plateau_rates(
     """
     if not isinstance(history, History):
         raise TypeError(f"plateau_rates takes the history that fit returned, not {type(history).__name__}")
-    if history.settings["scheduler"]["class"] != "ReduceLROnPlateau":
+    kind = history.settings.get("scheduler", {}).get("class", "no scheduler")
+    if kind != "ReduceLROnPlateau":
         raise ValueError(
-            f"the run had {history.settings['scheduler']['class']}, at whose rates the losses say nothing of where "
+            f"the run had {kind}, at whose rates the losses say nothing of where "
             "ReduceLROnPlateau would have cut; give the history of a run by ReduceLROnPlateau"
         )
     options = {"factor": factor, "patience": patience, "threshold": threshold}

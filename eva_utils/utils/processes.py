@@ -139,7 +139,10 @@ def share_buffers(*models: nn.Module | None) -> None:
     """Give every process the buffers of the first one, whose are saved, so that all test the same model."""
     for model in models if count() > 1 else ():
         for buffer in () if model is None else model.buffers():
-            dist.broadcast(buffer, 0)
+            shared = buffer.contiguous()  # gloo would write into the neighbours of one with gaps
+            dist.broadcast(shared, 0)
+            if shared is not buffer:
+                buffer.copy_(shared)
 
 
 def weight(samples: int) -> Tensor:

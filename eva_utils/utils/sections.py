@@ -145,9 +145,9 @@ def results(record: dict) -> str:
     broken = [finding["rule"] for finding in record["audit"] if finding["verdict"] == FAIL]
     notes = [
         f"The images are: {escape(source)}." if source else "",
-        f"{'In brackets is' if lopsided else '± is half'} the 95% interval of a share measured on {samples:,} images. "
-        f"{chosen} The galleries, the confusion matrix and Grad-CAM are of the best epoch's weights, which were scored "
-        f"again for them: {found['recomputed']:.2f}%.",
+        f"{'In brackets stands' if lopsided else '± is half'} the 95% interval of a share measured on {samples:,} "
+        f"images. {chosen} The galleries, the confusion matrix and Grad-CAM are of the best epoch's weights, which "
+        f"were scored again for them: {found['recomputed']:.2f}%.",
         f"**Rules of the assignment that this run breaks: {escape(', '.join(broken))}** (see [Audit](#audit))."
         if broken
         else "",

@@ -74,7 +74,9 @@ class Stoppable:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader the epoch if it wants to know."""
-        for part in (self.loader, getattr(self.loader, "sampler", None)):  # as torch's DistributedSampler does
+        sampler, batches = (getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))
+        # A DataLoader has none, torch's DistributedSampler has one; within a batch_sampler it is not the loader's own.
+        for part in {id(part): part for part in (self.loader, sampler, getattr(batches, "sampler", None))}.values():
             tell = getattr(part, "set_epoch", None)
             if tell is not None:
                 tell(epoch)

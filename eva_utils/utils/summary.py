@@ -3,15 +3,13 @@
 import contextlib
 import io
 import re
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from .checks import check_model
 from .names import first_line
-from .parts import copy_model
+from .parts import copy_model, drop_parametrizations
 from .runtime import keep_rng, unwrap
 
 
@@ -48,8 +46,7 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
         except Exception as error:
             size = f"(channels, height, width) = {input_size}"
             raise ValueError(f"the model does not take {size}: {first_line(error)}") from error
-        for module in list(trial.modules()):
-            _drop_parametrizations(module)
+        drop_parametrizations(trial)  # else each look at such a weight would be a row
         try:
             torchsummary.summary(trial, tuple(input_size), device="cpu")
         except Exception as error:  # what its hooks make of outputs they do not know
@@ -74,17 +71,3 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
     ):
         text = re.sub(rf"^({label}): .*$", rf"\g<1>: {value}", text, flags=re.MULTILINE)
     return text
-
-
-def _drop_parametrizations(module: nn.Module) -> None:
-    """Give a copied module its parametrized weights as plain ones, since each look at them would be a row of the table.
-
-    Torch's own way would take them from the class, which the copy shares with the model.
-    """
-    if parametrize.is_parametrized(module):
-        held: Any = module.parametrizations
-        weights = {name: getattr(module, name) for name in held}
-        module.__class__ = parametrize.type_before_parametrizations(module)
-        del module.parametrizations
-        for name, weight in weights.items():
-            module.register_parameter(name, nn.Parameter(weight))
