@@ -32,7 +32,7 @@ from .utils.history import History, describe_run
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
 from .utils.optim import clear_gradients, prepare_fused
-from .utils.parts import trainable_parameters
+from .utils.parts import parameters_left_out, trainable_parameters
 from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
@@ -120,12 +120,13 @@ def train(
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     meter, first_bad, shared = Meter(device), FirstBad(device, dtype), processes.is_shard(loader)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    left_out = parameters_left_out(model, optimizer).values()
     number, rate = 0, float(optimizer.param_groups[0]["lr"])
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
         model.train()
         for number, batch in enumerate(loader):
             images, labels = check_batch(batch, f"batch {number}", unlabelled=shared)
-            clear_gradients(model, optimizer)
+            clear_gradients(optimizer, left_out)
             logits, labels = forward_batch(model, images, labels, device, dtype, number)
             # One process's part of a small batch may have no label, and takes part in the step all the same.
             loss = loss_of(criterion, logits, labels, first=not number) if len(labels) else 0 * logits.float().sum()
@@ -155,7 +156,7 @@ def train(
         first_bad.check()
         score = meter.total() if shared else meter.score()
         bar.describe(describe_training(score, number, rate))
-    clear_gradients(model, optimizer)
+    clear_gradients(optimizer, left_out)
     return score._replace(lr=rate)
 
 
@@ -359,7 +360,7 @@ def fit(
             free_memory(error)
             if not is_device_lost(error):
                 state.roll_back()
-                clear_gradients(model, optimizer)
+                clear_gradients(optimizer, parameters_left_out(model, optimizer).values())
             if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
                 explain_end(error, f"epoch {epoch}", train_loader)

@@ -80,6 +80,13 @@ def test_muon_orthogonalizes_the_convolutions_of_a_centered_network_too():
         assert [parameter.ndim for parameter in first["params"]] == [4] * 9
 
 
+def test_muon_leaves_no_bias_of_a_convolution_out():
+    model = center_filters(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)))
+    groups = make_optimizer("muon", model, lr=0.1).param_groups
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+
+
 def test_a_layer_with_another_option_is_another_network_on_resume_also_if_centered(tmp_path):
     def strided(stride):
         return center_filters(nn.Sequential(nn.Conv2d(3, 4, 3, stride), nn.AdaptiveAvgPool2d(1), nn.Flatten()))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from .parts import is_shuffled, loss_parameters, option_of, trainable_parameters
+from .parts import is_shuffled, loss_parameters, option_of, parameters_left_out, trainable_parameters
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
@@ -185,12 +185,11 @@ def check_fit(
 
 
 def _warn_of_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    own = dict(model.named_parameters())
-    left = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
+    left_out, count = parameters_left_out(model, optimizer), len(list(model.parameters()))
+    left = [name for name, parameter in left_out.items() if parameter.requires_grad]
     if left:
         warnings.warn(
-            f"{len(left)} of the model's {len(own)} parameters are not in the optimizer, as {left[0]!r}, and stay as "
+            f"{len(left)} of the model's {count} parameters are not in the optimizer, as {left[0]!r}, and stay as "
             "they are; if that is meant, set requires_grad_(False) on them, else build the optimizer after the last "
             "change of the model",
             stacklevel=4,

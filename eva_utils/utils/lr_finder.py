@@ -16,7 +16,7 @@ from .checks import check_fit, check_loader, check_real, check_whole
 from .failures import overflow_advice
 from .forward import logits_of, loss_of
 from .optim import clear_gradients, prepare_fused, rate_shares
-from .parts import keep_loaders
+from .parts import keep_loaders, parameters_left_out
 from .runtime import keep_buffers, keep_modes, keep_rng, pick_device, pick_precision
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
@@ -93,14 +93,14 @@ def lr_find(
     rates: list[float] = []
     losses: list[float] = []
     first = smooth = lowest = math.inf
-    shares = rate_shares(optimizer)
+    shares, left_out = rate_shares(optimizer), parameters_left_out(model, optimizer).values()
     with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):
         model.to(device).train()
         for step, batch in enumerate(islice(_endless(loader), steps)):
             images, labels = check_batch(batch, f"batch {step}")
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = share * start * (end / start) ** (step / (steps - 1))
-            clear_gradients(model, optimizer)
+            clear_gradients(optimizer, left_out)
             logits = logits_of(model, images, device, dtype, first=step == 0)
             check_labels(labels, logits.shape[1], f"batch {step}")
             loss = loss_of(criterion, logits, labels.to(device), first=step == 0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,12 +116,6 @@ def norm_kinds(model: nn.Module) -> Counter[str]:
     one_group = [isinstance(module, nn.GroupNorm) and module.num_groups == 1 for module in norms]
     named = (type(module).__name__ for module in norms)
     return Counter(f"{name} of one group" if one else name for name, one in zip(named, one_group, strict=True))
-
-
-def parametrizations(model: nn.Module) -> Counter[str]:
-    """Count by class what makes a model's weights of its parameters, as `center_filters` does."""
-    held = (part for module in model.modules() if isinstance(module, ParametrizationList) for part in module)
-    return Counter(type(part).__name__ for part in held)
 
 
 def _is_norm(required: str, module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn, optim
@@ -135,13 +136,11 @@ def learning_rates(scheduler: optim.lr_scheduler.LRScheduler, steps: int) -> lis
     return rates
 
 
-def clear_gradients(model: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Have the optimizer clear its gradients, and drop those of the model that it does not have, which would add up."""
+def clear_gradients(optimizer: optim.Optimizer, left_out: Iterable[nn.Parameter]) -> None:
+    """Have the optimizer clear its gradients, and drop those of parameters it does not have, which would add up."""
     optimizer.zero_grad()
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for parameter in model.parameters():
-        if id(parameter) not in held:
-            parameter.grad = None
+    for parameter in left_out:
+        parameter.grad = None
 
 
 def prepare_fused(optimizer: optim.Optimizer) -> None:
@@ -201,16 +200,12 @@ def make_optimizer(
 def _make_muon(model: nn.Module, groups: list[dict], lr: float, momentum: float) -> Muon:
     """Build Muon over two groups of parameters and a third, of the convolutions but for a last layer."""
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    chosen = {id(_own_weight(layer)) for layer in layers[:-1] if isinstance(layer, nn.Conv2d)}
+    # A layer's parameters, and not its weight, which is made of one where it is centered.
+    held = (parameter for layer in layers[:-1] if isinstance(layer, nn.Conv2d) for parameter in layer.parameters())
+    chosen = {id(parameter) for parameter in held if parameter.ndim > 1}
     convolutions = [parameter for parameter in groups[0]["params"] if id(parameter) in chosen]
     made: list[dict] = [{"params": convolutions}]
     for group in groups:
         others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
         made.append({**group, "params": others, "lr": 2.5 * lr, "momentum": momentum, "orthogonal": False})
     return Muon([group for group in made if group["params"]], lr=lr)
-
-
-def _own_weight(layer: nn.Conv2d) -> Tensor:
-    """Return the parameter that a layer's weight is, or is made of where it is centered."""
-    held = getattr(layer, "parametrizations", {})
-    return getattr(held["weight"], "original", layer.weight) if "weight" in held else layer.weight

@@ -1,6 +1,7 @@
 """What is asked of the parts of a run: its model, loss, loaders and scheduler; and how loaders are left alone."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,12 @@ PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that are not frozen."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def parameters_left_out(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that an optimizer does not have, by name."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in held}
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -54,6 +61,14 @@ def drop_parametrizations(model: nn.Module) -> None:
                 module.register_parameter(name, nn.Parameter(weight.detach()))
 
 
+def parametrizations(model: nn.Module) -> Counter[str]:
+    """Count by class what makes a model's weights of its parameters, as `center_filters` does."""
+    held = (
+        part for module in model.modules() if isinstance(module, parametrize.ParametrizationList) for part in module
+    )
+    return Counter(type(part).__name__ for part in held)
+
+
 def loss_parameters(criterion: Any) -> list[nn.Parameter]:
     """Return the parameters that a loss has of its own to train, as a temperature; most have none."""
     return trainable_parameters(criterion) if isinstance(criterion, nn.Module) else []
@@ -70,12 +85,16 @@ def is_shuffled(loader: Any) -> bool | None:
     """Whether a loader shuffles, by its `shuffle` if it is one of `load_data`, else by its sampler; None if unknown."""
     if isinstance(getattr(loader, "shuffle", None), bool):
         return loader.shuffle
-    # Given a batch_sampler, a DataLoader's own sampler is a stand-in and says nothing of the order.
-    batches = getattr(loader, "batch_sampler", None)
-    sampler: Sampler | None = getattr(loader if batches is None else batches, "sampler", None)
+    sampler = sampler_of(loader)
     if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         return True
     return False if isinstance(sampler, SequentialSampler) else None
+
+
+def sampler_of(loader: Any) -> Sampler | None:
+    """Return what a DataLoader's order comes from: given a batch_sampler, the loader's own sampler is a stand-in."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(loader if batches is None else batches, "sampler", None)
 
 
 def own_generators(loader: Any) -> list[torch.Generator]:

@@ -18,9 +18,9 @@ from .checks import check_model
 from .command_note import commands_of
 from .gradcam import GradCAM
 from .lock import locked
-from .norm_rules import norm_kinds, parametrizations
+from .norm_rules import norm_kinds
 from .notebook import cells_of
-from .parts import copy_model, keep_loaders
+from .parts import copy_model, keep_loaders, parametrizations
 from .predictions import Predictions, Records, predict
 from .runtime import keep_rng, pick_device, unwrap, versions
 from .summary import summary

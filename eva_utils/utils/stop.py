@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import processes
+from .parts import sampler_of
 
 
 class Stop:
@@ -74,9 +75,7 @@ class Stoppable:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader the epoch if it wants to know."""
-        sampler, batches = (getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))
-        # A DataLoader has none, torch's DistributedSampler has one; within a batch_sampler it is not the loader's own.
-        for part in {id(part): part for part in (self.loader, sampler, getattr(batches, "sampler", None))}.values():
+        for part in (self.loader, sampler_of(self.loader)):  # as torch's DistributedSampler does
             tell = getattr(part, "set_epoch", None)
             if tell is not None:
                 tell(epoch)
