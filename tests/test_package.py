@@ -8,7 +8,8 @@ import eva_utils as eva
 def test_every_name_is_where_the_package_looks_for_it():
     for name in eva._HOME:
         assert getattr(eva, name).__name__ == name
-    assert set(eva.__all__) == {"__version__", *eva._HOME} <= set(dir(eva))
+    assert set(eva.__all__) == {"__version__", *eva._HOME}
+    assert dir(eva) == sorted([*eva.__all__, "main", "models", "utils"])
 
 
 @pytest.mark.parametrize(
