@@ -83,8 +83,7 @@ class RunState:
         self.parts["buffers"] = _LooseBuffers(
             {name: part for name, part in modules.items() if isinstance(part, nn.Module)}
         )
-        found = {id(generator): generator for loader in loaders for generator in own_generators(loader)}
-        self.generators = list(found.values())
+        self.generators = own_generators(*loaders)
         self.kept: dict[str, dict] = {}
 
     def collect(self, history: History) -> dict:
