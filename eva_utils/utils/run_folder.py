@@ -21,8 +21,8 @@ from .mirror import (
     restore_run,
 )
 from .names import plural
-from .state import RunState
-from .verified import DamagedFileError, OtherRunError, check_savable
+from .state import OtherRunError, RunState
+from .verified import DamagedFileError, check_savable
 
 
 class RunFolder:
