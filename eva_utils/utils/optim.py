@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from .checks import check_real, check_whole
 from .muon import Muon
 from .names import unknown_name
+from .parts import trainable_parameters
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULERS = ("plateau", "one_cycle")
@@ -26,7 +27,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = trainable_parameters(model)
     return [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},

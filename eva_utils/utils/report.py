@@ -211,8 +211,7 @@ def _pack(gallery: dict) -> dict:
 
 
 def _describe_data(data: Any) -> dict:
-    splits = {name: getattr(data, name, None) for name in ("train", "validation", "test")}
-    counts = {name: count_images(split) for name, split in splits.items() if split is not None}
+    counts = {name: count_images(getattr(data, name, None)) for name in ("train", "validation", "test")}
     names = {"classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)}
     known = {name: count for name, count in counts.items() if count is not None}
     return {**names, "source": getattr(data, "source", ""), "images": known}
