@@ -59,7 +59,7 @@ from .utils.schedule_checks import (
     warn_of_cosine,
 )
 from .utils.state import RunState, check_resumable, recorded_precision
-from .utils.stop import Stop
+from .utils.stop import Stop, Stoppable
 from .utils.trained import is_trained, note_trained
 
 Log = Callable[[str], Any]
@@ -278,7 +278,7 @@ def fit(
     # Before the folder is made, so that what does not fit leaves nothing behind.
     check_outputs(count_outputs(model, test_loader, device, dtype), train_loader, test_loader)
     stop = Stop()
-    train_part, test_part = (stop.after_batches(processes.shard(loader)) for loader in (train_loader, test_loader))
+    train_part, test_part = (Stoppable(processes.shard(loader), stop) for loader in (train_loader, test_loader))
 
     with ExitStack() as stack:
         saved = stack.enter_context(run.opened())

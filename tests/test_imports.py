@@ -188,7 +188,7 @@ ALLOWED = {
     "utils.schedule": {"utils.history"},
     "utils.shapes": set(),
     "utils.sources": {"utils.images", "utils.shapes", "utils.tiny_imagenet"},
-    "utils.state": {"utils.checkpoint", "utils.history", "utils.processes", "utils.runtime", "utils.verified"},
+    "utils.state": {"utils.checkpoint", "utils.history", "utils.processes", "utils.runtime"},
     "utils.stop": {"utils.processes"},
     "utils.summary": {"utils.runtime"},
     "utils.tensorboard": {"utils.history"},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,27 +20,12 @@ class ChannelLayerNorm(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
-def batch_norm(channels: int) -> nn.Module:
-    """Batch normalization (Ioffe and Szegedy, 2015): statistics over N, H and W, for each channel."""
-    return nn.BatchNorm2d(channels)
-
-
-def layer_norm(channels: int) -> nn.Module:
-    """Layer normalization (Ba et al., 2016) as convnets mean it: statistics over C, H and W, for each image."""
-    return nn.GroupNorm(1, channels)
-
-
-def channel_norm(channels: int) -> nn.Module:
-    """Layer normalization over C alone, at each pixel."""
-    return ChannelLayerNorm(channels)
-
-
-def group_norm(channels: int) -> nn.Module:
-    """Group normalization (Wu and He, 2018): gcd(32, channels) groups."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
-
-
-NORMS = {"batch": batch_norm, "layer": layer_norm, "channel": channel_norm, "group": group_norm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,  # Ioffe and Szegedy, 2015: statistics over N, H and W, for each channel
+    "layer": partial(nn.GroupNorm, 1),  # Ba et al., 2016, as convnets mean it: over C, H and W, for each image
+    "channel": ChannelLayerNorm,  # over C alone, at each pixel
+    "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),  # Wu and He, 2018
+}
 
 
 def make_norm(norm: Norm) -> Callable[[int], nn.Module]:

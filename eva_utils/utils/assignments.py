@@ -78,14 +78,14 @@ class Brief:
             raise TypeError(f"model of a brief is the name of a class, as 'ResNet', not {self.model!r}")
         for name, (place, kind) in _CLASSES.items():
             value = getattr(self, name)
-            known = [found for found, part in vars(place).items() if isinstance(part, type) and issubclass(part, kind)]
-            short = {_shortened(found): found for found in known}
-            if value is None or value in known:
+            if value is None:
                 continue
             if not isinstance(value, str):
                 raise TypeError(f"{name} of a brief is the name of a class, as 'SGD', not {value!r}")
-            if _shortened(value) in short:
-                raise ValueError(f"{name} {value!r} of a brief: torch's class is called {short[_shortened(value)]!r}")
+            known = [found for found, part in vars(place).items() if isinstance(part, type) and issubclass(part, kind)]
+            near = {_shortened(found): found for found in known}.get(_shortened(value))
+            if near and value not in known:
+                raise ValueError(f"{name} {value!r} of a brief: torch's class is called {near!r}")
         if self.norm is not None and self.norm not in NORMALIZATIONS:
             raise unknown_name("normalization", self.norm, NORMALIZATIONS)
 

@@ -29,18 +29,19 @@ class MovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights of a model; on a GPU without waiting for it, as torch's own way does."""
         steps, model = int(self.n_averaged), unwrap(model)
-        average = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
-        averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        take_in = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
         with torch.no_grad():
             for part in ("parameters", "buffers"):
                 for ours, theirs in zip(getattr(self.module, part)(), getattr(model, part)(), strict=True):
                     if steps and (ours.is_floating_point() or ours.is_complex()):
-                        averaged[0].append(ours.detach())
-                        averaged[1].append(theirs.detach().to(ours.device))
+                        averages.append(ours.detach())
+                        weights.append(theirs.detach().to(ours.device))
                     else:
                         ours.copy_(theirs)
-            if averaged[0]:
-                average(*averaged, self.n_averaged)
+            if averages:
+                take_in(averages, weights, self.n_averaged)
             self.n_averaged += 1
 
 

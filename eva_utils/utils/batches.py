@@ -68,8 +68,14 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
             "the loss has no gradient; compute it from the logits with torch operations, without detach(), argmax() "
             "or numpy"
         )
-    if isinstance(criterion, nn.CrossEntropyLoss) or getattr(criterion, "func", criterion) is F.cross_entropy:
-        warn_of_softmax(logits)
+    function = getattr(criterion, "func", criterion)
+    is_cross_entropy = isinstance(criterion, nn.CrossEntropyLoss) or function is F.cross_entropy
+    if is_cross_entropy and are_probabilities(logits):
+        warnings.warn(
+            "the model ends in a softmax and cross entropy applies one itself, so the loss cannot come near 0; "
+            "return the logits instead",
+            stacklevel=1,  # one place, so that Python shows it once
+        )
     if isinstance(criterion, nn.NLLLoss):
         totals = logits.detach().float().logsumexp(dim=1)
         rounding = 1e-2 if logits.dtype == torch.float32 else 0.1
@@ -105,16 +111,6 @@ def are_probabilities(outputs: Tensor) -> bool:
     return (
         outputs.shape[1] > 1 and bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
     )
-
-
-def warn_of_softmax(outputs: Tensor) -> None:
-    """Warn if a model ends in a softmax, since cross entropy applies one itself."""
-    if are_probabilities(outputs):
-        warnings.warn(
-            "the model ends in a softmax and cross entropy applies one itself, so the loss cannot come near 0; "
-            "return the logits instead",
-            stacklevel=1,  # one place, so that Python shows it once
-        )
 
 
 def check_outputs(outputs: int, *loaders: Any) -> None:

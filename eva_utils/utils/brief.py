@@ -10,6 +10,7 @@ from torch import nn
 
 from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
+from .checks import check_data
 from .gradcam import GradCAM
 from .history import History, describe_criterion, describe_loader
 from .notebook import cells_run_here
@@ -73,9 +74,7 @@ def audit(
     """
     if not isinstance(history, History):
         raise TypeError(f"history is what fit returned, not {type(history).__name__}")
-    missing = [name for name in ("test", "classes") if not hasattr(data, name)]
-    if missing:
-        raise TypeError(f"data is what load_data returned; {type(data).__name__} has no {missing[0]}")
+    check_data(data, "test", "classes")
     with keep_rng(), keep_loaders(getattr(data, "train", None), data.test):
         return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))
 

@@ -156,9 +156,11 @@ def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
 
 
 def _caption(record: Any, data: Any, points: float) -> str:
-    predicted, actual = f"predicted: {data.classes[record.predicted]}", f"actual: {data.classes[record.target]}"
-    lines = [f"#{record.index}", predicted, f"confidence {100 * record.confidence:.0f}%", actual]
-    return "\n".join(wrap(line, points, 7) for line in lines[: 3 + (record.predicted != record.target)])
+    confidence = f"confidence {100 * record.confidence:.0f}%"
+    lines = [f"#{record.index}", f"predicted: {data.classes[record.predicted]}", confidence]
+    if record.predicted != record.target:
+        lines.append(f"actual: {data.classes[record.target]}")
+    return "\n".join(wrap(line, points, 7) for line in lines)
 
 
 def _warn_of_another_answer(probabilities: Tensor, records: Sequence[Any], classes: Sequence[str]) -> None:

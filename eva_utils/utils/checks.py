@@ -87,6 +87,13 @@ def warn_of_trained(trained: bool) -> None:
         )
 
 
+def check_data(data: Any, *names: str, more: str = "") -> None:
+    """Raise TypeError unless the data has what is named, as that of `load_data` has; `more` says what else would do."""
+    for name in names:
+        if not hasattr(data, name):
+            raise TypeError(f"data is what load_data returned{more}; {type(data).__name__} has no {name}")
+
+
 def check_model(model: Any) -> None:
     """Raise TypeError unless the model is a module that can be called on images alone."""
     if not isinstance(model, nn.Module):

@@ -91,17 +91,10 @@ def load_data(
         ValueError: an argument is out of range, or the folder is not laid out as above.
         RuntimeError: the dataset is absent and cannot be downloaded.
     """
-    check_whole("batch_size", batch_size, 1)
-    check_whole("validation", validation, 0)
-    check_whole("workers", workers, 0)
-    check_seed(seed)
-    batch_size, validation, workers, seed = int(batch_size), int(validation), int(workers), int(seed)  # not numpy's
-    if size is not None:
-        check_whole("size", size, 8, 10_000)
-        size = int(size)
-    if limit is not None:
-        check_whole("limit", limit, 1)
-        limit = int(limit)
+    batch_size, validation = check_whole("batch_size", batch_size, 1), check_whole("validation", validation, 0)
+    workers, seed = check_whole("workers", workers, 0), check_seed(seed)
+    size = None if size is None else check_whole("size", size, 8, 10_000)
+    limit = None if limit is None else check_whole("limit", limit, 1)
     source = str(source)
     placed = pick_device(device)
     if device is None and placed.type != "cuda":

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,8 +128,8 @@ def _describe_scheduler(scheduler: Any) -> dict[str, Any]:
     """Return class and options, of one that holds others theirs too; what runs on with the epochs is left out."""
     options = {name: value for name, value in vars(scheduler).items() if name != "milestones"}
     milestones = getattr(scheduler, "milestones", getattr(scheduler, "_milestones", None))
-    if milestones is not None:  # those of MultiStepLR are a Counter
-        options["milestones"] = sorted(getattr(milestones, "elements", lambda: milestones)())
+    if milestones is not None:
+        options["milestones"] = sorted(milestones.elements() if isinstance(milestones, Counter) else milestones)
     parts = {
         f"part {number}": _describe_scheduler(part)
         for number, part in enumerate(vars(scheduler).get("_schedulers", []))

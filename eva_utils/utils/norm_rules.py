@@ -34,6 +34,9 @@ class _NormCalls(TorchDispatchMode):
         self.weights = {parameter.untyped_storage().data_ptr() for parameter in made}
         self.calls: Counter[tuple[str, bool]] = Counter()
 
+    def count(self, kind: str, normalized: Tensor) -> None:
+        self.calls[kind, normalized.untyped_storage().data_ptr() in self.weights] += 1
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = re.search(r"(batch|group|layer)_norm|^(var|std|linalg_vector_norm)(?=[._])", func.__name__)
         if found and "backward" not in func.__name__:
@@ -43,7 +46,7 @@ class _NormCalls(TorchDispatchMode):
                 kind = "group_norm of one group"
             if kind == "batch_norm" and len(args[0]) == 1:  # of one image, to which torch gives the channels of both
                 kind = "instance_norm"
-            self.calls[kind, args[0].untyped_storage().data_ptr() in self.weights] += 1
+            self.count(kind, args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -56,8 +59,7 @@ class _DecomposedCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in ("rms_norm", "local_response_norm"):
-            given = args[0] if args else kwargs["input"]
-            self.counted.calls[func.__name__, given.untyped_storage().data_ptr() in self.counted.weights] += 1
+            self.counted.count(func.__name__, args[0] if args else kwargs["input"])
         return func(*args, **(kwargs or {}))
 
 
@@ -112,14 +114,16 @@ def _depends_on_batch(model: nn.Module, image: Tensor) -> bool:
 
 def norm_kinds(model: nn.Module) -> Counter[str]:
     """Count the normalization modules of a model by their class, a GroupNorm of one group apart."""
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    one_group = [isinstance(module, nn.GroupNorm) and module.num_groups == 1 for module in norms]
-    named = (type(module).__name__ for module in norms)
-    return Counter(f"{name} of one group" if one else name for name, one in zip(named, one_group, strict=True))
+    norms = (module for module in model.modules() if isinstance(module, _NORMS))
+    return Counter(type(module).__name__ + (" of one group" if _has_one_group(module) else "") for module in norms)
+
+
+def _has_one_group(module: nn.Module) -> bool:
+    return isinstance(module, nn.GroupNorm) and module.num_groups == 1
 
 
 def _is_norm(required: str, module: nn.Module) -> bool:
     if required == "LayerNorm":
-        return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+        return isinstance(module, nn.LayerNorm) or _has_one_group(module)
     kind = nn.GroupNorm if required == "GroupNorm" else nn.modules.batchnorm._BatchNorm
     return isinstance(module, kind)

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from .checks import check_real, check_whole
 from .muon import Muon
 from .names import unknown_name
+from .parts import trainable_parameters
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULERS = ("plateau", "one_cycle")
@@ -26,7 +27,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = trainable_parameters(model)
     return [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
@@ -70,8 +71,7 @@ def one_cycle(
         raise TypeError(
             f"one_cycle takes an optimizer, as SGD(model.parameters(), lr=0.1), not {type(optimizer).__name__}"
         )
-    check_whole("epochs", epochs, 1)
-    check_whole("steps_per_epoch", steps_per_epoch, 1)
+    epochs, steps_per_epoch = check_whole("epochs", epochs, 1), check_whole("steps_per_epoch", steps_per_epoch, 1)
     check_real("lr_max", lr_max, 0, open_low=True)
     check_real("lr_min", lr_min, 0, lr_max, open_low=True)
     check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
@@ -83,7 +83,7 @@ def one_cycle(
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[lr_max * share for share in rate_shares(optimizer)],
-        total_steps=int(epochs) * int(steps_per_epoch),
+        total_steps=epochs * steps_per_epoch,
         pct_start=round(peak_epoch * steps_per_epoch) / (epochs * steps_per_epoch),  # else the peak falls between two
         anneal_strategy="linear",
         cycle_momentum=False,

@@ -108,8 +108,10 @@ def _check_given(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 def _typed(name: str, value: Any) -> str:
     """Return an option with its value as one types it."""
     option = name.replace("_", "-")
-    if isinstance(value, bool) or value is None:
-        return f"--{option}" if value else f"no --{option}" if value is None else f"--no-{option}"
+    if value is None:
+        return f"no --{option}"
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
     return f"--{option} {value:g}" if isinstance(value, float) else f"--{option} {value}"
 
 

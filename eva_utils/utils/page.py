@@ -42,11 +42,6 @@ def checksums(pages: dict[str, bytes]) -> dict[str, str]:
     return {Path(path).stem: hashlib.sha256(content).hexdigest() for path, content in drawn.items()}
 
 
-def readme(record: dict) -> bytes:
-    """Return the README alone."""
-    return seal_text(_text(record))
-
-
 def write_page(folder: Path, pages: dict[str, bytes]) -> Path:
     """Write what `render` returned, the README last, and return its path; figures of an earlier report go."""
     pictures = folder / "figures"
@@ -77,7 +72,8 @@ def _figures(record: dict) -> dict[str, Any]:
     return drawn
 
 
-def _text(record: dict) -> str:
+def readme(record: dict) -> bytes:
+    """Return the README alone."""
     texts = {
         "Objective": escape(record["objective"]),
         "Parameters and hyperparameters": sections.parameters(record),
@@ -98,4 +94,4 @@ def _text(record: dict) -> str:
     contents = "\n".join(f"- [{title}](#{title.lower().replace(' ', '-')})" for title in kept)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in kept.items())
     author = f"by {escape(record['author'])}\n\n" if record.get("author") else ""
-    return f"# {escape(record['title'])}\n\n{author}## Contents\n\n{contents}\n\n{body}\n\n"
+    return seal_text(f"# {escape(record['title'])}\n\n{author}## Contents\n\n{contents}\n\n{body}\n\n")

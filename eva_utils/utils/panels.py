@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .checks import check_data
 from .figures import cut
 from .names import plural
 from .transforms import unclamped_pixels
@@ -23,12 +24,7 @@ def check_records(records: Any, data: Any) -> None:
     """
     if not isinstance(records, Sequence):
         raise TypeError(f"records are those of predictions.wrong(20) or .correct(20), not {type(records).__name__}")
-    missing = [name for name in ("classes", "mean", "std") if not hasattr(data, name)]
-    if missing:
-        raise TypeError(
-            f"data is what load_data returned, or any object with classes, mean and std; {type(data).__name__} has no "
-            f"{missing[0]}"
-        )
+    check_data(data, "classes", "mean", "std", more=", or any object with classes, mean and std")
     numbers = [number for said in (records, *records) for number in _classes_of(said)]
     highest = max(numbers, default=0)
     if highest >= len(data.classes):

@@ -97,11 +97,13 @@ def sampler_of(loader: Any) -> Sampler | None:
     return getattr(loader if batches is None else batches, "sampler", None)
 
 
-def own_generators(loader: Any) -> list[torch.Generator]:
-    """Return the generators of its own that a DataLoader draws its order from."""
-    batches = getattr(loader, "batch_sampler", None)
-    drawing = (loader, getattr(loader, "sampler", None), getattr(batches, "sampler", None), batches)
-    found = [getattr(part, "generator", None) for part in drawing]
+def own_generators(*loaders: Any) -> list[torch.Generator]:
+    """Return the generators of their own that DataLoaders draw their orders from, each once."""
+    found: list[Any] = []
+    for loader in loaders:
+        batches = getattr(loader, "batch_sampler", None)
+        drawing = (loader, getattr(loader, "sampler", None), getattr(batches, "sampler", None), batches)
+        found += [getattr(part, "generator", None) for part in drawing]
     return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
 
 
@@ -114,7 +116,7 @@ def keeping_workers(loaders: Sequence[Any]) -> list[DataLoader]:
 def keep_loaders(*loaders: Any) -> Iterator[None]:
     """Put back the epoch of loaders that have one, DataLoaders' generators and the workers they keep, come what may."""
     epochs = [(loader, loader.epoch) for loader in loaders if hasattr(loader, "set_epoch") and hasattr(loader, "epoch")]
-    states = [(generator, generator.get_state()) for loader in loaders for generator in own_generators(loader)]
+    states = [(generator, generator.get_state()) for generator in own_generators(*loaders)]
     persistent = keeping_workers(loaders)
     workers = [loader._iterator for loader in persistent]
     for loader in persistent:  # the workers at hand wait, since they hold generators of their own; others do this work

@@ -11,7 +11,7 @@ from .assignments import Brief, find_brief
 from .augmentation import Check, augmentation_checks
 from .batches import check_batch, check_labels
 from .brief import audit_plan
-from .checks import check_criterion, check_loader, check_model, check_optimizer
+from .checks import check_criterion, check_data, check_loader, check_model, check_optimizer
 from .failures import explain_failure, is_misfit
 from .forward import loss_of
 from .loader import Loader
@@ -77,12 +77,7 @@ def preflight(
             is not (float32 images, int64 labels) of the classes, or the brief is unknown.
     """
     check_model(model)
-    missing = [name for name in ("train", "test", "classes") if not hasattr(data, name)]
-    if missing:
-        raise TypeError(
-            "data is what load_data returned, or an object like it with train, test and classes; "
-            f"{type(data).__name__} has no {missing[0]}"
-        )
+    check_data(data, "train", "test", "classes", more=", or an object like it with train, test and classes")
     check_loader("data.train", data.train)
     if optimizer is not None:
         check_optimizer(optimizer, model)

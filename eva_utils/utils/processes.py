@@ -137,12 +137,13 @@ def parallel(model: nn.Module) -> Iterator[nn.Module]:
 
 def share_buffers(*models: nn.Module | None) -> None:
     """Give every process the buffers of the first one, whose are saved, so that all test the same model."""
-    for model in models if count() > 1 else ():
-        for buffer in () if model is None else model.buffers():
-            shared = buffer.contiguous()  # gloo would write into the neighbours of one with gaps
-            dist.broadcast(shared, 0)
-            if shared is not buffer:
-                buffer.copy_(shared)
+    if count() == 1:
+        return
+    for buffer in (buffer for model in models if model is not None for buffer in model.buffers()):
+        shared = buffer.contiguous()  # gloo would write into the neighbours of one with gaps
+        dist.broadcast(shared, 0)
+        if shared is not buffer:
+            buffer.copy_(shared)
 
 
 def weight(samples: int) -> Tensor:

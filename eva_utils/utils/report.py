@@ -14,7 +14,7 @@ from .assignments import Brief, find_brief
 from .batches import check_classes
 from .brief import Audit, audit, count_images
 from .checkpoint import load_weights
-from .checks import check_model
+from .checks import check_data, check_model
 from .command_note import commands_of
 from .gradcam import GradCAM
 from .lock import locked
@@ -160,9 +160,7 @@ def _check_arguments(run: Any, model: Any, data: Any, author: Any, remarks: Any)
     if not isinstance(run, str | Path):
         raise TypeError(f"run is the folder that fit(checkpoint=...) wrote, not {type(run).__name__}")
     check_model(model)
-    missing = [name for name in ("train", "test", "classes", "mean", "std") if not hasattr(data, name)]
-    if missing:
-        raise TypeError(f"data is what load_data returned; {type(data).__name__} has no {missing[0]}")
+    check_data(data, "train", "test", "classes", "mean", "std")
     for name, text in (("author", author), ("remarks", remarks)):
         if text is not None and not (isinstance(text, str) and text.strip()):
             raise TypeError(f"{name} is a text, not {text!r}")
@@ -213,8 +211,7 @@ def _pack(gallery: dict) -> dict:
 
 
 def _describe_data(data: Any) -> dict:
-    splits = {name: getattr(data, name, None) for name in ("train", "validation", "test")}
-    counts = {name: count_images(split) for name, split in splits.items() if split is not None}
+    counts = {name: count_images(getattr(data, name, None)) for name in ("train", "validation", "test")}
     names = {"classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)}
     known = {name: count for name, count in counts.items() if count is not None}
     return {**names, "source": getattr(data, "source", ""), "images": known}

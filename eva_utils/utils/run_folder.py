@@ -21,8 +21,8 @@ from .mirror import (
     restore_run,
 )
 from .names import plural
-from .state import RunState
-from .verified import DamagedFileError, OtherRunError, check_savable
+from .state import OtherRunError, RunState
+from .verified import DamagedFileError, check_savable
 
 
 class RunFolder:
@@ -50,9 +50,6 @@ class RunFolder:
         self.resume, self.log = resume, log
         self._taken_up = False
         self._found: list | None = None  # the mirror's rows as the run is taken up
-
-    def __str__(self) -> str:
-        return str(self.folder)
 
     @contextmanager
     def opened(self) -> Iterator[dict | None]:
@@ -122,10 +119,10 @@ class RunFolder:
         """Write again what is made from the last epoch's state, since a kill may have come between, and say so."""
         self._write(partial(disk.rewrite_derived, log=self.log), saved, history)
         if len(history) < epochs:
-            self.log(f"Resuming after epoch {len(history)} of {epochs} in {self}")
+            self.log(f"Resuming after epoch {len(history)} of {epochs} in {self.folder}")
         else:
             done = plural(len(history), "epoch")
-            self.log(f"The run in {self} has finished its {done}: its weights and history are loaded")
+            self.log(f"The run in {self.folder} has finished its {done}: its weights and history are loaded")
 
     def _write(self, write: Callable[[Path, dict, str, int], None], state: dict, history: History) -> None:
         if self.folder is None or processes.rank():

@@ -100,11 +100,11 @@ def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
 
 def check_warmup(warmup: int, epochs: int, scheduler: LRScheduler | None) -> int:
     """Return the warmup's epochs, or raise ValueError unless epochs at the full rate follow and the scheduler waits."""
-    check_whole("warmup", warmup, 0)
+    warmup = check_whole("warmup", warmup, 0)
     if warmup >= epochs:
         raise ValueError(
             f"warmup={warmup} leaves none of epochs={epochs} at the full rate; make it shorter or train longer"
         )
     if warmup and isinstance(scheduler, PER_BATCH_SCHEDULERS):
         raise ValueError(f"{type(scheduler).__name__} sets the rate of every batch; leave warmup out")
-    return int(warmup)
+    return warmup

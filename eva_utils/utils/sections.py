@@ -1,6 +1,7 @@
 """The sections of a run's README, each from its record."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 
@@ -66,10 +67,10 @@ def _schedule(schedule: dict) -> str:
 
 def _groups(groups: list[dict]) -> str:
     """Return the options of an optimizer's groups; of how many tensors, where they differ."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for group in groups:
         options = _options(group, ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov"))
-        counts[options] = counts.get(options, 0) + group["parameters"]
+        counts[options] += group["parameters"]
     if len(counts) == 1:
         return next(iter(counts))
     return ": " + "; ".join(f"{options} of {plural(count, 'tensor')}" for options, count in counts.items())
@@ -211,14 +212,12 @@ def predictions_of(record: dict) -> Predictions:
 def confusion(record: dict) -> str:
     """Return the accuracy of each class and what it is most often taken for."""
     predictions, classes = predictions_of(record), record["data"]["classes"]
-    counts = predictions.confusion()
-    rows = []
-    for place, (name, accuracy) in enumerate(zip(classes, predictions.class_accuracy().tolist(), strict=True)):
-        others = counts[place].clone()
-        others[place] = 0
+    counts, accuracies, rows = predictions.confusion(), predictions.class_accuracy().tolist(), []
+    mistakes = counts.clone().fill_diagonal_(0)
+    for name, images, accuracy, others in zip(classes, counts, accuracies, mistakes, strict=True):
         most = int(others.argmax())
         taken = f"{classes[most]} ({int(others[most])})" if others.any() else "nothing else"
-        rows.append((name, int(counts[place].sum()), "-" if math.isnan(accuracy) else f"{accuracy:.2f}%", taken))
+        rows.append((name, int(images.sum()), "-" if math.isnan(accuracy) else f"{accuracy:.2f}%", taken))
     columns = ("class", "test images", "accuracy", "most often taken for")
     return f"{table(columns, rows)}\n\n![Confusion matrix](figures/confusion.png)"
 

@@ -14,11 +14,14 @@ from .checkpoint import load_into, weights_differ
 from .history import HOW, History, describe_criterion, describe_layers
 from .parts import keeping_workers, own_generators
 from .runtime import pick_precision, rng_state, set_rng_state
-from .verified import OtherRunError
 
 # Options of an optimizer that a schedule changes as it runs.
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"}
 _BEFORE_IT_WAS_RECORDED = {"warmup": 0, "compile": False, "processes": 1}
+
+
+class OtherRunError(ValueError):
+    """A run on disk that is another than the one to be resumed."""
 
 
 def recorded_precision(saved: dict, device: torch.device, epochs: int) -> torch.dtype:
@@ -83,8 +86,7 @@ class RunState:
         self.parts["buffers"] = _LooseBuffers(
             {name: part for name, part in modules.items() if isinstance(part, nn.Module)}
         )
-        found = {id(generator): generator for loader in loaders for generator in own_generators(loader)}
-        self.generators = list(found.values())
+        self.generators = own_generators(*loaders)
         self.kept: dict[str, dict] = {}
 
     def collect(self, history: History) -> dict:

@@ -46,9 +46,6 @@ class Stop:
         finally:
             restore()
 
-    def after_batches(self, loader: Any) -> "Stoppable":
-        return Stoppable(loader, self)
-
     def agreed(self, batch: int) -> bool:
         """Whether to stop after this batch; several processes agree on it, on CUDA every 16 batches."""
         if processes.count() == 1:

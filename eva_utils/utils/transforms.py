@@ -114,10 +114,8 @@ class RandomCrop(nn.Module):
 
     def __init__(self, size: int | None = None, padding: int = 4) -> None:
         super().__init__()
-        check_whole("padding", padding, 0)
-        if size is not None:
-            check_whole("size", size, 1)
-        self.size, self.padding = size, int(padding)
+        self.size = None if size is None else check_whole("size", size, 1)
+        self.padding = check_whole("padding", padding, 0)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.size is not None and tuple(images.shape[-2:]) != (self.size, self.size):

@@ -29,10 +29,6 @@ class DamagedFileError(ValueError):
     """A checkpoint whose content is not what was written."""
 
 
-class OtherRunError(ValueError):
-    """A run on disk that is another than the one to be resumed."""
-
-
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that at any moment either the old content is there or all of the new.
 
