@@ -181,6 +181,21 @@ def test_options_that_no_schedule_has_changed_are_compared(build, before, now, t
     assert len(run(2, before)) == 2
 
 
+def test_a_schedule_that_was_forgotten_is_named_before_the_options_it_had_set(tmp_path):
+    def run(epochs, scheduled):
+        parts = other_run()
+        parts["optimizer"] = torch.optim.Adam(parts["model"].parameters(), lr=0.01)
+        if scheduled:
+            parts["scheduler"] = torch.optim.lr_scheduler.OneCycleLR(parts["optimizer"], 0.01, total_steps=40)
+        return engine.fit(**parts, epochs=epochs, checkpoint=tmp_path, resume="auto")
+
+    run(1, True)
+    with pytest.raises(
+        ValueError, match="scheduler class was 'OneCycleLR' and is now 'ReduceLROnPlateau'; pass the scheduler"
+    ):
+        run(2, False)
+
+
 class Inner(nn.Module):
     """A loss of one's own that holds another, and a number in a tensor."""
 

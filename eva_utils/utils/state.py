@@ -151,6 +151,12 @@ def check_resumable(saved: dict, state: RunState, settings: dict) -> None:
     if difference:
         raise OtherRunError(f"cannot resume: {difference}; build the one that was trained, or choose another folder")
     before = saved["history"]["settings"]
+    was, now = (said["scheduler"]["class"] for said in (before, settings))
+    if was != now:  # first, since a schedule changes the optimizer's options
+        raise OtherRunError(
+            f"cannot resume: scheduler class was {was!r} and is now {now!r}; pass the scheduler as it was, or choose "
+            "another folder"
+        )
     groups = zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=False)
     as_left = all(_is_same(now[name], then.get(name)) for now, then in groups for name in _SCHEDULED & now.keys())
     skip = _SCHEDULED if optimizer.state or as_left else set()
