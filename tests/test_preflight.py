@@ -19,7 +19,7 @@ from eva_utils.utils.data import load_data
 from eva_utils.utils.loader import Loader
 from eva_utils.utils.preflight import preflight
 from eva_utils.utils.runtime import rng_state
-from eva_utils.utils.transforms import Compose, Normalize
+from eva_utils.utils.transforms import Compose, Normalize, denormalize
 from test_mistakes import Forgets
 
 IMAGES, LABELS = torch.zeros(20, 3, 32, 32), torch.arange(20) % 10
@@ -40,8 +40,9 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data):
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     state = rng_state()
     report = preflight(model, data)
-    assert report.passed and len(report.checks) == 11 and "FAIL" not in str(report)
+    assert report.passed and len(report.checks) == 12 and "FAIL" not in str(report)
     assert [check.name for check in report.checks] == [
+        "images are normalized",
         "every layer is known to the model",
         "outputs are logits",
         "evaluation is repeatable",
@@ -225,6 +226,14 @@ def test_loaders_of_ones_own_are_not_looked_into(data):
     ]
 
 
+def test_pixels_that_were_not_scaled_are_found(data):
+    batches = [(denormalize(images, data.mean, data.std) * 255, labels) for images, labels in data.train]
+    own = types.SimpleNamespace(classes=data.classes, train=batches, test=list(data.test))
+    check = failed(preflight(create_model("small_resnet"), own))["images are normalized"]
+    assert check.found == f"from {batches[0][0][:16].min():.2f} to {batches[0][0][:16].max():.2f}"
+    assert "scale them to 0 to 1" in check.cause
+
+
 class WithImages(list):
     """Batches, and all images as well, as a loader of one's own may have them."""
 
@@ -243,7 +252,10 @@ def test_a_loader_of_ones_own_may_have_images(data):
     [
         ([(IMAGES, LABELS.clone().index_fill(0, torch.tensor(19), 11))], "has labels from 0 to 11 and the model 10 cl"),
         ([(IMAGES, LABELS.float())], r"the labels of the first batch of data\.train are float32 \(20,\)"),
-        ([(IMAGES, LABELS, LABELS)], r"the first batch of data\.train is a tuple of 3; a loader must yield pairs"),
+        (
+            [(IMAGES, LABELS, LABELS)],
+            r"the first batch of data\.train is a tuple of 3 \(Tensor, Tensor, Tensor\); a loader must yield pairs",
+        ),
         ([], r"data\.train is empty; it must yield at least one batch"),
     ],
     ids=["label", "float", "triple", "empty"],

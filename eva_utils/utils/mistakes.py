@@ -18,6 +18,7 @@ from .parts import is_shuffled, trainable_parameters
 
 LEAST_STEPS, OVERFIT_STEPS = 5, 60
 MOST_SECONDS = 40
+LARGEST = 30  # of a pixel, normalized: (1 - mean) / std stays below for any std above 1/30
 NO_IMAGE_SHARED = "train and test share no image"
 
 
@@ -37,6 +38,13 @@ def layers_are_known(model: nn.Module) -> Check:
     )
     cause = "a plain list or dict hides layers, which are neither trained nor saved: use nn.ModuleList or nn.ModuleDict"
     return Check("every layer is known to the model", not hidden, found, cause)
+
+
+def images_are_scaled(images: Tensor) -> Check:
+    """See whether the images' numbers are small, as normalized pixels are, and not those from 0 to 255."""
+    low, high = (value.item() for value in images.aminmax())
+    cause = "pixels from 0 to 255: scale them to 0 to 1, as v2.ToDtype(torch.float32, scale=True) does, and normalize"
+    return Check("images are normalized", max(-low, high) <= LARGEST, f"from {low:.2f} to {high:.2f}", cause)
 
 
 def outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:

@@ -57,12 +57,12 @@ def preflight(
 ) -> Preflight:
     """Check, in under a minute on a CPU, what a training run would not complain about.
 
-    That every layer is known to the model, the outputs are logits and in evaluation the same each time and whatever
-    else is in the batch, the loss starts near ln(classes), a batch of 16 images can be learnt by heart (Adam, at most
-    60 steps or 40 seconds, float32), every parameter moves while it is, training and test set share no image, the
-    training images come in random order, and each augmentation changes pixels, differently for each image. With a
-    brief those of its rules that need no run are checked as well. All of it happens on a copy of the model on the CPU;
-    model, data and random generators are left as they were.
+    That the images are normalized, every layer is known to the model, the outputs are logits and in evaluation the same
+    each time and whatever else is in the batch, the loss starts near ln(classes), a batch of 16 images can be learnt by
+    heart (Adam, at most 60 steps or 40 seconds, float32), every parameter moves while it is, training and test set
+    share no image, the training images come in random order, and each augmentation changes pixels, differently for each
+    image. With a brief those of its rules that need no run are checked as well. All of it happens on a copy of the
+    model on the CPU; model, data and random generators are left as they were.
 
     Args:
         model: the model that is to be trained.
@@ -97,7 +97,11 @@ def preflight(
             cause = explain_failure(trial, tuple(images.shape), error)
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
         learner = copy_model(trial)  # after the first batch, which makes the weights of lazy layers
-        checks = [mistakes.layers_are_known(trial), mistakes.outputs_are_logits(outputs, labels, len(data.classes))]
+        checks = [
+            mistakes.images_are_scaled(images),
+            mistakes.layers_are_known(trial),
+            mistakes.outputs_are_logits(outputs, labels, len(data.classes)),
+        ]
         if checks[-1].passed is not False:
             check_labels(all_labels, len(data.classes), name)
             if criterion is not None:
@@ -119,7 +123,7 @@ def preflight(
                 checks.append(mistakes.order_is_random(data.train, all_labels))
             found = "only loaders of load_data can be looked at"
             checks += [Check(name, None, found) for name in (mistakes.NO_IMAGE_SHARED, "augmentation changes pixels")]
-        if brief is not None and checks[1].passed is not False:
+        if brief is not None and checks[2].passed is not False:
             plan = audit_plan(brief, trial, data, optimizer=optimizer, scheduler=scheduler, criterion=criterion)
             for rule in plan.findings:
                 passed = {PASS: True, FAIL: False}.get(rule.verdict)
