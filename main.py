@@ -210,7 +210,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def read_record(run: Path) -> tuple[dict, dict, dict]:
     """Return the best and the last row of a run's record, and those of its settings that a score depends on."""
     try:
-        history = eva.History.from_json((run / "history.json").read_text(encoding="utf-8"))
+        history = eva.History.load(run)
         settings = {name: history.settings[name] for name in ("precision", "test_loader", "criterion")}
         return history.best, history.rows[-1], settings
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -29,7 +29,7 @@ def main():
             record.mkdir(parents=True, exist_ok=True)
             for name in ("history.json", "command.json"):
                 shutil.copy(f"{args.runs}/{args.name}-{seed}/{name}", record)
-        history = History.from_json((record / "history.json").read_text(encoding="utf-8"))
+        history = History.load(record)
         note = json.loads((record / "command.json").read_text(encoding="utf-8"))
         command, network = note["commands"][0], note["options"]["model"]
         parts = [history.settings[key] for key in ("model", "criterion", "optimizer", "scheduler")]

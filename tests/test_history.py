@@ -97,10 +97,19 @@ def test_a_run_that_goes_on_elsewhere_notes_each_change():
     assert history.settings["continued"] == [{"after": 1, "machine": name, "threads": n} for name, n in places]
 
 
+def test_a_run_is_read_from_its_folder(tmp_path):
+    history = History([{"epoch": 1, "test_accuracy": 50.0}], {"model": "TinyNet"})
+    (tmp_path / "history.json").write_text(history.to_json(), encoding="utf-8")
+    assert History.load(tmp_path) == History.load(str(tmp_path)) == history
+    with pytest.raises(FileNotFoundError, match=r"history\.json does not exist; give the folder that fit"):
+        History.load(tmp_path / "history.json")
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"rows": 1, "settings": {}}'])
 def test_what_is_no_record_is_named(text):
     with pytest.raises(
-        ValueError, match=r"this is not the record of a run, the text of a history\.json .*a path is to be opened"
+        ValueError,
+        match=r"this is not the record of a run, the text of a history\.json .*for a folder there is History\.load",
     ):
         History.from_json(text)
 

@@ -120,7 +120,7 @@ def rewrite_derived(folder: Path, state: dict, history_json: str, best_epoch: in
 def _is_best(folder: Path, epoch: int, newest: int) -> bool:
     """Whether best.pt is of an epoch, by the record that was written with the newest one."""
     try:
-        record = History.from_json((folder / "history.json").read_text(encoding="utf-8"))
+        record = History.load(folder)
         return len(record) >= newest and record.best["epoch"] == epoch
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -24,7 +24,7 @@ def read_history(folder: Path) -> History:
     history = History(**(state or {})["history"])
     written = folder / "history.json"
     try:
-        claimed = History.from_json(written.read_text(encoding="utf-8"))
+        claimed = History.load(folder)
         # How many epochs it is to have may change after an epoch is saved; only history.json knows.
         wanted = history.settings["epochs"] = claimed.settings["epochs"]
         same = claimed == History.from_json(history.to_json())

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from .names import plural
@@ -73,6 +74,19 @@ class History:
         return f'{{"settings": {settings},\n"rows": [\n{rows}\n]}}\n'
 
     @classmethod
+    def load(cls, run: str | Path) -> "History":
+        """Read the record of a run from the folder that `fit(checkpoint=...)` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds none.
+            ValueError: its history.json is something else.
+        """
+        path = Path(run) / "history.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; give the folder that fit(checkpoint=...) wrote")
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+    @classmethod
     def from_json(cls, text: str) -> "History":
         """Read what `to_json` wrote.
 
@@ -84,7 +98,8 @@ class History:
             rows, settings = list(record["rows"]), dict(record["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"this is not the record of a run, the text of a history.json ({error!r}); a path is to be opened first"
+                f"this is not the record of a run, the text of a history.json ({error!r}); for a folder there is "
+                "History.load"
             ) from None
         return cls(rows=rows, settings=settings)
 
