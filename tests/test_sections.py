@@ -89,6 +89,14 @@ def test_every_choice_has_its_row_in_the_parameters():
         "seed": "1 of torch before the run, 4 of the order and the augmentation, 7 of the run",
     }
     assert told(sections.parameters(RECORD)).items() >= expected.items()
+    weighted = {"class": "CrossEntropyLoss", "weight": [1.0, 10.5], "label_smoothing": 0.0}
+    settings = {**RECORD["settings"], "criterion": weighted}
+    dogs = {**RECORD["data"], "classes": ["cat", "dog, wolf"]}
+    found = told(sections.parameters({**RECORD, "settings": settings, "data": dogs}))
+    assert (found["loss"], found["classes"]) == ("CrossEntropyLoss(weight=[1, 10.5])", "cat; dog, wolf")
+    settings["criterion"] = {**weighted, "weight": [1.0] * 11}
+    loss = told(sections.parameters({**RECORD, "settings": settings}))["loss"]
+    assert loss == f"CrossEntropyLoss(weight=[{'1, ' * 10}…])"
     scheduler = {"class": "OneCycleLR", "total_steps": 1200}
     settings = {**RECORD["settings"], "scheduler": scheduler, "torch_seed": 2**40, "warmup": 0, "ema": None}
     found = told(sections.parameters({**RECORD, "settings": settings}))

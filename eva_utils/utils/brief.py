@@ -93,7 +93,7 @@ def _findings(
     findings += [
         *equal("batch size", brief.batch_size, trained.get("batch_size")),
         *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
-        *equal("loss", brief.criterion, _loss(criterion["class"]), rules.smoothing(criterion)),
+        *equal("loss", brief.criterion, _loss(criterion["class"]), rules.loss_options(criterion)),
     ]
     if brief.accuracy is not None:
         findings.append(rules.accuracy(brief.accuracy, history.best, are_recorded(data.test, settings["test_loader"])))

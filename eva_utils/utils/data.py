@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from .checks import check_real, check_seed, check_whole
 from .images import ImageFiles
 from .loader import Loader, take_fingerprint
+from .names import enumerated
 from .runtime import memory_bytes, pick_device
 from .sources import Split, describe_source, read_source
 from .splits import hold_out, pick, split_anew, stratified
@@ -41,7 +42,7 @@ class Data:
 
     def __repr__(self) -> str:
         shown = self.classes if len(self.classes) <= 12 else [*self.classes[:10], "…"]
-        names = ", ".join(map(str, shown))
+        names = enumerated(shown)
         mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std))
         loaders = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"  {name}: {loader}" for name, loader in loaders.items() if loader is not None]
@@ -91,6 +92,8 @@ def load_data(
         ValueError: an argument is out of range, or the folder is not laid out as above.
         RuntimeError: the dataset is absent and cannot be downloaded.
     """
+    if not isinstance(root, str | Path):
+        raise TypeError(f"root is the folder that holds the dataset, not {root!r}; for batches, batch_size={root!r}")
     batch_size, validation = check_whole("batch_size", batch_size, 1), check_whole("validation", validation, 0)
     workers, seed = check_whole("workers", workers, 0), check_seed(seed)
     size = None if size is None else check_whole("size", size, 8, 10_000)

@@ -26,6 +26,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def enumerated(names: Iterable[object]) -> str:
+    """Return names one after the other, between commas, or semicolons where a name has a comma in it."""
+    texts = list(map(str, names))
+    return ("; " if any("," in text for text in texts) else ", ").join(texts)
+
+
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun, as "1 epoch" or "2 epochs"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

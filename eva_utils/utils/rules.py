@@ -54,10 +54,16 @@ def options(optimizer: dict) -> str:
     return "(" + ", ".join(f"{name}={value}" for name, value in kept.items()) + ")"
 
 
-def smoothing(criterion: dict) -> str:
-    """Return a loss's label smoothing in parentheses, or nothing."""
-    value = criterion.get("label_smoothing")
-    return f"(label_smoothing={value})" if value else ""
+def loss_options(criterion: dict) -> str:
+    """Return a loss's class weights and label smoothing in parentheses, or nothing."""
+    weight, smoothing = criterion.get("weight"), criterion.get("label_smoothing")
+    options = []
+    if isinstance(weight, list):
+        shown = [f"{value:.4g}" for value in weight[:10]] + ["…"] * (len(weight) > 10)
+        options.append(f"weight=[{', '.join(shown)}]")
+    if smoothing:
+        options.append(f"label_smoothing={smoothing}")
+    return f"({', '.join(options)})" if options else ""
 
 
 def epochs(required: int, settings: dict, rows: list[dict]) -> Finding:

@@ -7,9 +7,9 @@ from statistics import median
 
 from .cam_layer import LEAST_SIDE
 from .markdown import escape, fence, table
-from .names import plural
+from .names import enumerated, plural
 from .predictions import MISTAKES, Predictions
-from .rules import FAIL, PASS, course, smoothing
+from .rules import FAIL, PASS, course, loss_options
 
 _INSIDE = ("class", "default_min_lr", "min_lrs", "eps")  # of a scheduler, and not what one gives it
 
@@ -32,7 +32,7 @@ def parameters(record: dict) -> str:
     counts = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
     rows: list[tuple[str, object]] = [
         ("data", ": ".join(filter(None, [data["source"] or "images", counts]))),
-        ("classes", ", ".join(map(str, data["classes"]))),
+        ("classes", enumerated(data["classes"])),
         (
             "training transforms",
             ", ".join(filter(None, steps)) or ("none" if "transform" in trained else "not recorded"),
@@ -45,7 +45,7 @@ def parameters(record: dict) -> str:
         ("warmup", plural(warmup, "epoch") if warmup else "none"),
         ("averaged weights", _if_set("decay", settings.get("ema"))),
         ("gradient clipping", _if_set("norm", settings.get("clip"))),
-        ("loss", settings["criterion"]["class"] + smoothing(settings["criterion"])),
+        ("loss", settings["criterion"]["class"] + loss_options(settings["criterion"])),
         ("model", f"{settings['model']}, {settings['parameters']:,} parameters"),
         *([("weights at the start", "those of an earlier run")] if settings.get("trained_before") else []),
         ("precision", settings["precision"]),
