@@ -241,7 +241,7 @@ def test_an_augmentation_that_does_nothing_or_the_same_to_all(data, module, caus
 def test_an_augmentation_that_never_draws_may_be_meant(data):
     grey = load_data("shapes", limit=70, recipe=v2.Grayscale(3))
     (check,) = augmentation_checks(grey.train)
-    assert check.name == "PerImage changes pixels" and check.passed is None
+    assert check.name == "Grayscale changes pixels" and check.passed is None
     assert check.found == (
         "100% of 64 images changed, 1 kind of 64 copies of one; the same for every image, which may be meant"
     )

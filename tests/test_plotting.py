@@ -240,6 +240,9 @@ def test_augmentations_show_what_the_loader_yields(data):
         np.testing.assert_allclose(axes[8 + number].images[0].get_array(), seen)
     assert "RandomCrop → RandomRotate → Normalize → Cutout" in figure.get_suptitle()
     assert axes[3].get_title() == f"#{int(data.train.order()[3])}"
+    steps = v2.Compose([v2.Grayscale(3), v2.RandomHorizontalFlip()])
+    figure = plotting.plot_augmentations(load_data("shapes", limit=20, recipe=steps).train, n=3)
+    assert figure.get_suptitle().endswith(": Grayscale → RandomHorizontalFlip → Normalize")
     own = load_data("shapes", limit=20, recipe=v2.Grayscale(3))
     own.train.set_epoch(7)
     figure = plotting.plot_augmentations(own.train, n=3)

@@ -71,7 +71,7 @@ def augmentation_checks(train: Loader) -> list[Check]:
         never_draws = kinds == len(first) == 1
         checks.append(
             Check(
-                f"{type(part).__name__} changes pixels",
+                f"{', '.join(getattr(part, 'names', [type(part).__name__]))} changes pixels",
                 None if changed and never_draws else bool(changed) and kinds > 1,
                 f"{100 * changed:.0f}% of {DRAWS} images changed, {plural(kinds, 'kind')} of {DRAWS} copies of one"
                 + ("; the same for every image, which may be meant" if changed and never_draws else ""),

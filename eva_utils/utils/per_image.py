@@ -80,5 +80,10 @@ class PerImage(nn.Module):
             )
         return changed
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the pipeline's steps."""
+        return [type(step).__name__ for step in getattr(self.pipeline, "transforms", [self.pipeline])]
+
     def __repr__(self) -> str:
         return f"PerImage({self.described})"

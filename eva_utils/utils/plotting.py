@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batches import check_classes
 from .cam_figures import draw_gradcam, plot_gradcam
-from .checks import check_whole
+from .checks import check_data, check_whole
 from .curves import plot_history, plot_lr_find, plot_schedule
 from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten, wrap
 from .panels import check_records, heading, hide, show_image
@@ -47,6 +47,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     """
     if not isinstance(predictions, Predictions):
         raise TypeError(f"plot_confusion takes what predict returned, not {type(predictions).__name__}")
+    check_data(data, "classes")
     check_classes(predictions.probabilities.shape[1], data.classes)
     counts = predictions.confusion()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -127,7 +128,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
     columns = min(8, len(seen))
     rows = -(-len(seen) // columns)
     figure, axes = new_figure(2 * rows, columns, 0.5 + 2.6 * rows)
-    steps = " → ".join(type(getattr(part, "pipeline", part)).__name__ for part in loader.transform)
+    steps = " → ".join(name for part in loader.transform for name in getattr(part, "names", [type(part).__name__]))
     figure.suptitle(f"Epoch {loader.epoch}, as stored and as the model sees it: {steps}", fontsize=11)
     for place, (position, image) in enumerate(zip(loader.order().tolist(), seen, strict=False)):
         row, column = divmod(place, columns)
