@@ -16,8 +16,14 @@ from eva_utils.utils.transforms import test_transform as normalized
 
 WRONG_BATCHES = {
     "not a pair": (IMAGES, r"batch 0 is a Tensor; a loader must yield pairs of tensors \(images, labels\)"),
-    "three things": ((IMAGES, LABELS, LABELS), "batch 0 is a tuple of 3; a loader must yield pairs"),
-    "labels as a list": ((IMAGES, [0] * 8), "batch 0 is a tuple of 2; a loader must yield pairs of tensors"),
+    "three things": (
+        (IMAGES, LABELS, LABELS),
+        r"batch 0 is a tuple of 3 \(Tensor, Tensor, Tensor\); a loader must yield pairs",
+    ),
+    "labels as a list": (
+        (IMAGES, [0] * 8),
+        r"batch 0 is a tuple of 2 \(Tensor, list\); a loader must yield pairs of tensors",
+    ),
     "uint8 images": (
         ((255 * IMAGES).to(torch.uint8), LABELS),
         r"images of batch 0 are uint8 \(8, 3, 8, 8\); give float32",

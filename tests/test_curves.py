@@ -124,6 +124,10 @@ def test_one_epoch_is_enough_and_none_is_refused():
         plotting.plot_history(History())
     with pytest.raises(ValueError, match="there is no history to draw"):
         plotting.plot_history({})
+    with pytest.raises(
+        TypeError, match=r"tested is what the images are called.*compare runs as plot_history\(\{'batch"
+    ):
+        plotting.plot_history(history([0.1]), history([0.1]))
     with pytest.raises(TypeError, match="plot_history takes what fit returned, not list for 'first'"):
         plotting.plot_history({"first": history([0.1]).rows})
 

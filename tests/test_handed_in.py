@@ -47,6 +47,8 @@ def test_a_report_is_read_from_its_record(written, folder):
     )
     (folder / "README.md").write_bytes((folder / "README.md").read_bytes().replace(b"\n", b"\r\n"))
     assert eva.check_report(folder).problems == ()
+    with pytest.raises(NotADirectoryError, match=r"README\.md is a file; give the folder"):
+        eva.check_report(folder / "README.md")
 
 
 def test_what_is_not_the_records_is_named(folder):

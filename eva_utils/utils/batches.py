@@ -18,12 +18,18 @@ def check_batch(batch: Any, name: str, unlabelled: bool = False) -> tuple[Tensor
         unlabelled: whether it may have an image and no label, as one process's part of a small batch has.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        raise ValueError(f"{name} is a {kind}; a loader must yield pairs of tensors (images, labels)")
+        kind = type(batch).__name__
+        if isinstance(batch, tuple | list):
+            kind += f" of {len(batch)} ({', '.join(type(part).__name__ for part in batch[:3])})"
+        raise ValueError(
+            f"{name} is a {kind}; a loader must yield pairs of tensors (images, labels), as DataLoader(dataset, 128) "
+            "does of a dataset"
+        )
     images, labels = batch
     if images.dtype != torch.float32 or images.ndim < 2:
         raise ValueError(
-            f"the images of {name} are {_kind(images)}; give float32 (N, C, H, W), as normalize() makes of uint8"
+            f"the images of {name} are {_kind(images)}; give float32 (N, C, H, W), as torchvision's "
+            "v2.ToDtype(torch.float32, scale=True) and v2.Normalize make of uint8"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
         advice = ""

@@ -65,7 +65,15 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         ValueError: there is none, or one without a finished epoch.
     """
     if not isinstance(history, History | Mapping):
-        raise TypeError(f"plot_history takes what fit returned, or several by name, not {type(history).__name__}")
+        raise TypeError(
+            f"plot_history takes what fit returned, or several by name, not {type(history).__name__}; compare runs as "
+            "plot_history({'batch norm': history, 'layer norm': other})"
+        )
+    if not isinstance(tested, str):
+        raise TypeError(
+            f"tested is what the images are called, as 'validation', not {type(tested).__name__}; compare runs as "
+            "plot_history({'batch norm': history, 'layer norm': other})"
+        )
     runs = {"": history} if isinstance(history, History) else dict(history)
     for name, run in runs.items():
         if not isinstance(run, History):

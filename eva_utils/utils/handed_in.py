@@ -56,9 +56,12 @@ def check_report(folder: str | Path) -> HandedIn:
 
     Raises:
         FileNotFoundError: the folder holds no report.pt.
+        NotADirectoryError: it is a file.
         DamagedFileError: it was truncated or changed.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file; give the folder of the report")
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{folder} holds no {RECORD}, which write_report leaves beside the README; ask for it")
     record = load_verified(folder / RECORD)
