@@ -39,7 +39,9 @@ class Report:
     record: dict
 
     def __repr__(self) -> str:
-        return f"{self.path} is written" + (f"\n{self.audit}" if self.audit else "")
+        return f"{self.path} is written" + (
+            f"\n{self.audit}" if self.audit else ", without an audit: there is no brief"
+        )
 
 
 def write_report(
