@@ -162,6 +162,16 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     assert shown.get_array().tolist() == [[0.5, 0.5], [0.25, 0.75]] and shown.get_clim() == (0, 1)
 
 
+@pytest.mark.parametrize("style", ["ggplot", "seaborn-v0_8"])
+def test_no_grid_of_a_style_crosses_the_counts(style):
+    classes = torch.arange(3)
+    with matplotlib.style.context(style):
+        axis = plotting.plot_confusion(
+            Predictions(None, torch.eye(3), classes, classes), SimpleNamespace(classes="abc")
+        ).axes[0]
+    assert not any(line.get_visible() for line in (*axis.get_xgridlines(), *axis.get_ygridlines()))
+
+
 @pytest.mark.parametrize("size", [20, 21])
 def test_counts_are_written_where_there_is_room_and_can_be_read(size):
     """Dark squares have white counts, and light ones black: a third of the first class is right, and all others."""

@@ -54,6 +54,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     side = min(12.0, max(4.0, 1.6 + 0.62 * size))
     figure, ((axis,),) = new_figure(1, 1, side * 0.92, side)
     shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
+    axis.grid(False)  # of a style, whose lines would go through the counts
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
     fontsize = min(9, max(7, 440 / size))
     step = -(-size // 76)  # names nearer to each other could not be read
