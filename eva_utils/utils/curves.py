@@ -84,6 +84,8 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
             _draw_run(axes, run, line, line, ("_", _label(name, WIDTH, f", {best}"), "_"))
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
+        axis.update_datalim([(1, 0), (max(len(run) for run in runs.values()), 0)], updatey=False)
+        axis.autoscale_view()
         _count_along_x(axis, max(len(run) for run in runs.values()))
         tidy(axis)
     if not alone:
