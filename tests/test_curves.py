@@ -1,5 +1,6 @@
 """Curves show the rows of their records, told apart and with room for them."""
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -186,6 +187,16 @@ def test_losses_that_are_not_finite_leave_both_axes_of_the_same_epochs():
         row["train_loss"] = row["test_loss"] = float("nan")
     losses, accuracies = plotting.plot_history(run).axes
     assert losses.get_xlim() == accuracies.get_xlim()
+
+
+@pytest.mark.parametrize("size", [10, 14, 20])
+def test_labels_stay_in_the_figure_at_any_size_of_text(size):
+    with matplotlib.rc_context({"font.size": size}):
+        figure = plotting.plot_history(history([0.1] * 5))
+        figure.draw_without_rendering()
+        boxes = [axis.yaxis.label.get_window_extent() for axis in figure.axes]
+    height = figure.canvas.get_width_height()[1]
+    assert all(box.y0 >= 0 and box.y1 <= height and box.x0 >= -1 for box in boxes)
 
 
 def test_one_epoch_has_one_tick():

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .figures import BLUE, COLOURS, GREY, ORANGE, WIDTH, fit, new_figure, tidy
+from .figures import BLUE, COLOURS, GREY, ORANGE, WIDTH, fit, new_figure, tidy, wrap
 from .history import History
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         TypeError: it is something else.
         ValueError: there is none, or one without a finished epoch.
     """
+    from matplotlib import rcParams
+
     if not isinstance(history, History | Mapping):
         raise TypeError(f"plot_history takes what fit returned, or several by name, not {type(history).__name__}")
     runs = {"": history} if isinstance(history, History) else dict(history)
@@ -83,7 +85,8 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         else:
             _draw_run(axes, run, line, line, ("_", _label(name, WIDTH, f", {best}"), "_"))
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(wrap(label, 180, rcParams["axes.labelsize"]))  # points, of the axis's 190
         axis.update_datalim([(1, 0), (max(len(run) for run in runs.values()), 0)], updatey=False)
         axis.autoscale_view()
         _count_along_x(axis, max(len(run) for run in runs.values()))
