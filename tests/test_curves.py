@@ -199,6 +199,13 @@ def test_labels_stay_in_the_figure_at_any_size_of_text(size):
     assert all(box.y0 >= 0 and box.y1 <= height and box.x0 >= -1 for box in boxes)
 
 
+def test_every_drop_of_a_rate_can_be_seen():
+    (axis,) = plotting.plot_schedule([0.1] * 10 + [0.01] * 10 + [0.001] * 10 + [0.0001] * 10).axes
+    assert axis.get_yscale() == "log"
+    for others in ([0.1] * 10 + [0.01] * 10, [0.1] * 5 + [0.0] * 5, [0.1 * 0.8**step for step in range(40)]):
+        assert plotting.plot_schedule(others).axes[0].get_yscale() == "linear"
+
+
 def test_one_epoch_has_one_tick():
     for axis in plotting.plot_history(history([0.1])).axes + plotting.plot_schedule([0.1]).axes:
         assert axis.get_xticks().tolist() == [1]

@@ -156,6 +156,9 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
             line["marker"] = ""  # a dot would seem to be a step, and the colour is its own
         axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, label=_label(name, width), **line)
     axis.set(xlabel=unit, ylabel="learning rate")
+    rates_of_all = [rate for values in runs.values() for rate in values]
+    if any(map(_drops, runs.values())) and 0 < 50 * min(rates_of_all) < max(rates_of_all):
+        axis.set_yscale("log")  # else the later drops of a rate that is cut to a tenth each time cannot be seen
     _count_along_x(axis, max(len(values) for values in runs.values()))
     tidy(axis)
     if len(runs) > 1:
