@@ -51,6 +51,13 @@ def test_a_gallery_shows_its_records(data, count, style):
         assert not any(spine.get_visible() for spine in axis.spines.values())
 
 
+@pytest.mark.parametrize("size, drawn", [(32, "nearest"), (64, "antialiased"), (224, "antialiased")])
+def test_an_image_of_many_pixels_is_smoothed_and_no_setting_turns_it_over(data, size, drawn):
+    with matplotlib.rc_context({"image.origin": "lower"}):
+        (axis,) = visible(plotting.plot_images([Record(5, torch.zeros(3, size, 8), 2, 2, 0.875)], data))
+    assert axis.images[0].get_interpolation() == drawn and axis.images[0].origin == "upper"
+
+
 def test_a_hit_is_of_another_colour_and_its_class_is_named_once(data):
     record = Record(5, torch.zeros(3, 8, 8), 2, 2, 0.875)
     (axis,) = visible(plotting.plot_images([record], data))
