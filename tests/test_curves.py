@@ -1,5 +1,6 @@
 """Curves show the rows of their records, told apart and with room for them."""
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -178,6 +179,35 @@ def test_the_finders_curve_marks_its_suggestion():
             plotting.plot_schedule(nothing)
     assert rising.get_ylim()[0] < 2.3 and rising.get_ylim()[1] > 4.0
     assert axis.get_ylim()[0] < 1.0 and 2.0 < axis.get_ylim()[1] < 3.0  # the divergence does not flatten the rest
+
+
+def test_losses_that_are_not_finite_leave_both_axes_of_the_same_epochs():
+    run = history([0.1] * 40)
+    for row in run.rows[20:]:
+        row["train_loss"] = row["test_loss"] = float("nan")
+    losses, accuracies = plotting.plot_history(run).axes
+    assert losses.get_xlim() == accuracies.get_xlim() and losses.get_xlim()[1] > 40
+    for row in run.rows:
+        row["train_loss"] = row["test_loss"] = float("nan")
+    losses, accuracies = plotting.plot_history(run).axes
+    assert losses.get_xlim() == accuracies.get_xlim()
+
+
+@pytest.mark.parametrize("size", [10, 14, 20])
+def test_labels_stay_in_the_figure_at_any_size_of_text(size):
+    with matplotlib.rc_context({"font.size": size}):
+        figure = plotting.plot_history(history([0.1] * 5))
+        figure.draw_without_rendering()
+        boxes = [axis.yaxis.label.get_window_extent() for axis in figure.axes]
+    height = figure.canvas.get_width_height()[1]
+    assert all(box.y0 >= 0 and box.y1 <= height and box.x0 >= -1 for box in boxes)
+
+
+def test_every_drop_of_a_rate_can_be_seen():
+    (axis,) = plotting.plot_schedule([0.1] * 10 + [0.01] * 10 + [0.001] * 10 + [0.0001] * 10).axes
+    assert axis.get_yscale() == "log"
+    for others in ([0.1] * 10 + [0.01] * 10, [0.1] * 5 + [0.0] * 5, [0.1 * 0.8**step for step in range(40)]):
+        assert plotting.plot_schedule(others).axes[0].get_yscale() == "linear"
 
 
 def test_one_epoch_has_one_tick():

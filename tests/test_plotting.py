@@ -51,6 +51,13 @@ def test_a_gallery_shows_its_records(data, count, style):
         assert not any(spine.get_visible() for spine in axis.spines.values())
 
 
+@pytest.mark.parametrize("size, drawn", [(32, "nearest"), (64, "antialiased"), (224, "antialiased")])
+def test_an_image_of_many_pixels_is_smoothed_and_no_setting_turns_it_over(data, size, drawn):
+    with matplotlib.rc_context({"image.origin": "lower"}):
+        (axis,) = visible(plotting.plot_images([Record(5, torch.zeros(3, size, 8), 2, 2, 0.875)], data))
+    assert axis.images[0].get_interpolation() == drawn and axis.images[0].origin == "upper"
+
+
 def test_a_hit_is_of_another_colour_and_its_class_is_named_once(data):
     record = Record(5, torch.zeros(3, 8, 8), 2, 2, 0.875)
     (axis,) = visible(plotting.plot_images([record], data))
@@ -162,17 +169,36 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     assert shown.get_array().tolist() == [[0.5, 0.5], [0.25, 0.75]] and shown.get_clim() == (0, 1)
 
 
+@pytest.mark.parametrize("style", ["ggplot", "seaborn-v0_8"])
+def test_no_grid_of_a_style_crosses_the_counts(style):
+    classes = torch.arange(3)
+    with matplotlib.style.context(style):
+        axis = plotting.plot_confusion(
+            Predictions(None, torch.eye(3), classes, classes), SimpleNamespace(classes="abc")
+        ).axes[0]
+    assert not any(line.get_visible() for line in (*axis.get_xgridlines(), *axis.get_ygridlines()))
+
+
+def test_a_mistake_in_thirty_images_can_be_seen_without_its_count():
+    target, predicted = torch.arange(900) % 30, torch.arange(900) % 30
+    predicted[30] = 5  # of class 0
+    found = Predictions(None, torch.eye(30)[predicted], predicted, target)
+    (image,) = plotting.plot_confusion(found, SimpleNamespace(classes=range(30))).axes[0].images
+    shades = image.to_rgba(image.get_array())[..., :3].sum(axis=2)
+    assert shades[0, 5] > shades[0, 4] + 0.15
+
+
 @pytest.mark.parametrize("size", [20, 21])
 def test_counts_are_written_where_there_is_room_and_can_be_read(size):
-    """Dark squares have white counts, and light ones black: a third of the first class is right, and all others."""
-    target = torch.cat([torch.zeros(3).long(), torch.arange(1, size)])
-    predicted = torch.cat([torch.tensor([0, 1, 1]), torch.arange(1, size)])
+    """Dark squares have white counts, and light ones black: a fifth of the first class is right, and all others."""
+    target = torch.cat([torch.zeros(5).long(), torch.arange(1, size)])
+    predicted = torch.cat([torch.tensor([0, 1, 1, 1, 1]), torch.arange(1, size)])
     found = Predictions(None, torch.eye(size)[predicted], predicted, target)
     axis = plotting.plot_confusion(found, SimpleNamespace(classes=range(size))).axes[0]
     assert len(axis.texts) == (size**2 if size == 20 else 0)
     if size == 20:
         counts = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
-        assert counts[0, 0] == ("1", "white") and counts[1, 0] == ("2", "black")  # column, row
+        assert counts[0, 0] == ("1", "white") and counts[1, 0] == ("4", "black")  # column, row
         assert counts[0, 1] == ("0", "white") and counts[1, 1] == ("1", "black")
 
 

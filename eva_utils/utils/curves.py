@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .figures import BLUE, COLOURS, GREY, ORANGE, WIDTH, fit, new_figure, tidy
+from .figures import BLUE, COLOURS, GREY, ORANGE, WIDTH, fit, new_figure, tidy, wrap
 from .history import History
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         TypeError: it is something else.
         ValueError: there is none, or one without a finished epoch.
     """
+    from matplotlib import rcParams
+
     if not isinstance(history, History | Mapping):
         raise TypeError(
             f"plot_history takes what fit returned, or several by name, not {type(history).__name__}; compare runs as "
@@ -91,7 +93,10 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
         else:
             _draw_run(axes, run, line, line, ("_", _label(name, WIDTH, f", {best}"), "_"))
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(wrap(label, 180, rcParams["axes.labelsize"]))  # points, of the axis's 190
+        axis.update_datalim([(1, 0), (max(len(run) for run in runs.values()), 0)], updatey=False)
+        axis.autoscale_view()
         _count_along_x(axis, max(len(run) for run in runs.values()))
         tidy(axis)
     if not alone:
@@ -159,6 +164,9 @@ def plot_schedule(rates: Sequence[float] | Mapping[str, Sequence[float]] | Histo
             line["marker"] = ""  # a dot would seem to be a step, and the colour is its own
         axis.plot(range(1, len(values) + 1), values, drawstyle=drawn, label=_label(name, width), **line)
     axis.set(xlabel=unit, ylabel="learning rate")
+    rates_of_all = [rate for values in runs.values() for rate in values]
+    if any(map(_drops, runs.values())) and 0 < 50 * min(rates_of_all) < max(rates_of_all):
+        axis.set_yscale("log")  # else the later drops of a rate that is cut to a tenth each time cannot be seen
     _count_along_x(axis, max(len(values) for values in runs.values()))
     tidy(axis)
     if len(runs) > 1:

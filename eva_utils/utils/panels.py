@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+CRISP = 48  # the longest side of an image that is drawn pixel by pixel: half a cell of the smallest
+
+
 def check_records(records: Any, data: Any) -> None:
     """Refuse what is no records or no data, and warn of data whose mean and std are of other images.
 
@@ -60,8 +63,12 @@ def heading(records: Sequence[Any], classes: Sequence[Any]) -> str:
 
 
 def show_image(axis: "Axes", image: Tensor) -> None:
-    """Draw an image (3, H, W), or a grey one (1, H, W), in [0, 1], each pixel a crisp square."""
-    axis.imshow(in_colour(image).permute(1, 2, 0).numpy(), interpolation="nearest")
+    """Draw an image (3, H, W), or a grey one (1, H, W), in [0, 1], each pixel a crisp square where there is room.
+
+    Of an image with more pixels than its cell has, or nearly so, nearest ones would drop some and double others.
+    """
+    interpolation = "nearest" if max(image.shape[1:]) <= CRISP else "antialiased"
+    axis.imshow(in_colour(image).permute(1, 2, 0).numpy(), interpolation=interpolation, origin="upper")
     frame(axis)
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def plot_confusion(predictions: Any, data: Any) -> "Figure":
-    """Draw the confusion matrix: a row a true class, coloured by share of the row.
+    """Draw the confusion matrix: a row a true class, coloured by the root of its share of the row.
 
     Of up to 20 classes the counts are written in; of more than 76 one in so many is named.
 
@@ -45,6 +45,8 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
         TypeError: `predictions` is something else.
         ValueError: the model has more or fewer outputs than the data has classes.
     """
+    from matplotlib.colors import PowerNorm
+
     if not isinstance(predictions, Predictions):
         raise TypeError(f"plot_confusion takes what predict returned, not {type(predictions).__name__}")
     check_data(data, "classes")
@@ -54,7 +56,9 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     size = len(counts)
     side = min(12.0, max(4.0, 1.6 + 0.62 * size))
     figure, ((axis,),) = new_figure(1, 1, side * 0.92, side)
-    shown = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1)
+    roots = PowerNorm(0.5, vmin=0, vmax=1)  # evenly, a share of 3% would look like none
+    shown = axis.imshow(shares.numpy(), cmap="cividis", norm=roots)
+    axis.grid(False)  # of a style, whose lines would go through the counts
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
     fontsize = min(9, max(7, 440 / size))
     step = -(-size // 76)  # names nearer to each other could not be read
@@ -68,7 +72,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     if size <= 20:
         for row in range(size):
             for column in range(size):
-                colour = "black" if shares[row, column] > 0.55 else "white"
+                colour = "black" if shares[row, column] > 0.25 else "white"
                 text = str(int(counts[row, column]))
                 axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     return figure
