@@ -53,9 +53,13 @@ def test_a_gallery_shows_its_records(data, count, style):
 
 @pytest.mark.parametrize("size, drawn", [(32, "nearest"), (64, "antialiased"), (224, "antialiased")])
 def test_an_image_of_many_pixels_is_smoothed_and_no_setting_turns_it_over(data, size, drawn):
+    record = Record(5, torch.zeros(3, size, 8), 2, 2, 0.875)
+    maps = dict.fromkeys(("layer1", "layer2"), torch.ones(1, size, 8))
     with matplotlib.rc_context({"image.origin": "lower"}):
-        (axis,) = visible(plotting.plot_images([Record(5, torch.zeros(3, size, 8), 2, 2, 0.875)], data))
-    assert axis.images[0].get_interpolation() == drawn and axis.images[0].origin == "upper"
+        (axis,) = visible(plotting.plot_images([record], data))
+        cells = visible(plotting.draw_gradcam([record], data, maps))
+    assert axis.images[0].get_interpolation() == drawn
+    assert {cell.images[0].origin for cell in (axis, *cells)} == {"upper"}
 
 
 def test_a_hit_is_of_another_colour_and_its_class_is_named_once(data):
@@ -100,6 +104,13 @@ def test_a_name_that_its_column_has_no_room_for_stands_below_in_lines():
     assert second.get_title() == "predicted:\nmoving van mammoth\nconfidence 50%"
     assert second.get_xlabel() == f"actual:\n{'W' * 14}\nWW\n#1"
     assert third.get_xlabel() == "actual: cat\n#2"
+
+
+@pytest.mark.parametrize(("count", "columns", "inches"), [(1, 1, 8), (4, 4, 8), (5, 5, 10), (7, 5, 10)])
+def test_a_figure_of_few_images_is_as_wide_as_they_are(data, count, columns, inches):
+    figure = plotting.plot_images(records(data, count), data)
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert (grid.ncols, figure.get_figwidth(), len(visible(figure))) == (columns, inches, count)
 
 
 def test_fewer_than_asked_for_or_none_is_said(data):

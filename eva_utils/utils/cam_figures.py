@@ -104,7 +104,8 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], s
         for place, (layer, layer_maps) in enumerate(maps.items()):
             over, heat = row[1 + 2 * place], row[2 + 2 * place]
             _show_overlay(over, image, layer_maps[number])
-            heat.imshow(layer_maps[number].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            map_ = layer_maps[number].numpy()
+            heat.imshow(map_, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", origin="upper")
             frame(heat)
             if number % 5 == 0:
                 over.set_title(fit(layer, 64 * cell, 9, end=0.5), fontsize=9)

@@ -57,7 +57,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     side = min(12.0, max(4.0, 1.6 + 0.62 * size))
     figure, ((axis,),) = new_figure(1, 1, side * 0.92, side)
     roots = PowerNorm(0.5, vmin=0, vmax=1)  # evenly, a share of 3% would look like none
-    shown = axis.imshow(shares.numpy(), cmap="cividis", norm=roots)
+    shown = axis.imshow(shares.numpy(), cmap="cividis", norm=roots, origin="upper")
     axis.grid(False)  # of a style, whose lines would go through the counts
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the true class")
     fontsize = min(9, max(7, 440 / size))
@@ -86,15 +86,16 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
         data: what `load_data` returned; gives class names, mean and standard deviation.
     """
     check_records(records, data)
-    columns = 5
+    columns = min(5, len(records)) or 5
     rows = max(1, -(-len(records) // columns))
+    width = WIDTH * max(4, columns) / 5  # of four at least, for the title
     said = [
         (_named("predicted", data.classes[record.predicted]), _named("actual", data.classes[record.target]))
         for record in records
     ]
     breaks = max((text.count("\n") for pair in said for text in pair), default=0)
-    title = wrap(heading(records, data.classes), 64 * WIDTH, 12)
-    figure, axes = new_figure(rows, columns, 0.5 + 0.2 * title.count("\n") + (2.7 + 0.28 * breaks) * rows)
+    title = wrap(heading(records, data.classes), 64 * width, 12)
+    figure, axes = new_figure(rows, columns, 0.5 + 0.2 * title.count("\n") + (2.7 + 0.28 * breaks) * rows, width)
     figure.suptitle(title, fontsize=12)
     cells = [axis for row in axes for axis in row]
     for axis, record, (predicted, actual) in zip(cells, records, said, strict=False):
