@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from .loader import Loader
 from .names import plural
-from .transforms import Normalize
+from .transforms import Normalize, step_names
 
 DRAWS = 64
 OTHER_SEEDS = 8
@@ -71,7 +71,7 @@ def augmentation_checks(train: Loader) -> list[Check]:
         never_draws = kinds == len(first) == 1
         checks.append(
             Check(
-                f"{', '.join(getattr(part, 'names', [type(part).__name__]))} changes pixels",
+                f"{', '.join(step_names(part))} changes pixels",
                 None if changed and never_draws else bool(changed) and kinds > 1,
                 f"{100 * changed:.0f}% of {DRAWS} images changed, {plural(kinds, 'kind')} of {DRAWS} copies of one"
                 + ("; the same for every image, which may be meant" if changed and never_draws else ""),

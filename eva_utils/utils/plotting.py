@@ -15,7 +15,7 @@ from .curves import plot_history, plot_lr_find, plot_schedule
 from .figures import BLUE, ORANGE, WIDTH, new_figure, shorten, wrap
 from .panels import check_records, heading, hide, show_image
 from .predictions import Predictions
-from .transforms import Normalize, denormalize
+from .transforms import Normalize, denormalize, step_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +133,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
     columns = min(8, len(seen))
     rows = -(-len(seen) // columns)
     figure, axes = new_figure(2 * rows, columns, 0.5 + 2.6 * rows)
-    steps = " → ".join(name for part in loader.transform for name in getattr(part, "names", [type(part).__name__]))
+    steps = " → ".join(name for part in loader.transform for name in step_names(part))
     figure.suptitle(f"Epoch {loader.epoch}, as stored and as the model sees it: {steps}", fontsize=11)
     for place, (position, image) in enumerate(zip(loader.order().tolist(), seen, strict=False)):
         row, column = divmod(place, columns)

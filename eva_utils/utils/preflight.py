@@ -97,12 +97,9 @@ def preflight(
             cause = explain_failure(trial, tuple(images.shape), error)
             return Preflight([Check("a batch goes through the model", False, type(error).__name__, cause)])
         learner = copy_model(trial)  # after the first batch, which makes the weights of lazy layers
-        checks = [
-            mistakes.images_are_scaled(images),
-            mistakes.layers_are_known(trial),
-            mistakes.outputs_are_logits(outputs, labels, len(data.classes)),
-        ]
-        if checks[-1].passed is not False:
+        logits = mistakes.outputs_are_logits(outputs, labels, len(data.classes))
+        checks = [mistakes.images_are_scaled(images), mistakes.layers_are_known(trial), logits]
+        if logits.passed is not False:
             check_labels(all_labels, len(data.classes), name)
             if criterion is not None:
                 loss = copy_model(criterion).cpu() if isinstance(criterion, nn.Module) else criterion
@@ -123,7 +120,7 @@ def preflight(
                 checks.append(mistakes.order_is_random(data.train, all_labels))
             found = "only loaders of load_data can be looked at"
             checks += [Check(name, None, found) for name in (mistakes.NO_IMAGE_SHARED, "augmentation changes pixels")]
-        if brief is not None and checks[2].passed is not False:
+        if brief is not None and logits.passed is not False:
             plan = audit_plan(brief, trial, data, optimizer=optimizer, scheduler=scheduler, criterion=criterion)
             for rule in plan.findings:
                 passed = {PASS: True, FAIL: False}.get(rule.verdict)

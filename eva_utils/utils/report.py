@@ -39,9 +39,8 @@ class Report:
     record: dict
 
     def __repr__(self) -> str:
-        return f"{self.path} is written" + (
-            f"\n{self.audit}" if self.audit else ", without an audit: there is no brief"
-        )
+        audit = f"\n{self.audit}" if self.audit else ", without an audit: there is no brief"
+        return f"{self.path} is written{audit}"
 
 
 def write_report(

@@ -104,6 +104,11 @@ def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device)
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
+def step_names(step: nn.Module) -> list[str]:
+    """Return the name of a step of a transform, or the names of those it has inside."""
+    return getattr(step, "names", [type(step).__name__])
+
+
 class RandomCrop(nn.Module):
     """Pad with black and cut out a window of the image's own size at a random place: `RandomCrop(32, padding=4)`.
 
