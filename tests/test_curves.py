@@ -181,18 +181,6 @@ def test_the_finders_curve_marks_its_suggestion():
     assert axis.get_ylim()[0] < 1.0 and 2.0 < axis.get_ylim()[1] < 3.0  # the divergence does not flatten the rest
 
 
-def test_losses_that_are_not_finite_leave_both_axes_of_the_same_epochs():
-    run = history([0.1] * 40)
-    for row in run.rows[20:]:
-        row["train_loss"] = row["test_loss"] = float("nan")
-    losses, accuracies = plotting.plot_history(run).axes
-    assert losses.get_xlim() == accuracies.get_xlim() and losses.get_xlim()[1] > 40
-    for row in run.rows:
-        row["train_loss"] = row["test_loss"] = float("nan")
-    losses, accuracies = plotting.plot_history(run).axes
-    assert losses.get_xlim() == accuracies.get_xlim()
-
-
 @pytest.mark.parametrize("size", [10, 14, 20])
 def test_labels_stay_in_the_figure_at_any_size_of_text(size):
     with matplotlib.rc_context({"font.size": size}):

@@ -95,8 +95,6 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
     for axis, label in zip(axes, ("loss (mean over samples)", "accuracy (%)"), strict=True):
         axis.set_xlabel("epoch")
         axis.set_ylabel(wrap(label, 180, rcParams["axes.labelsize"]))  # points, of the axis's 190
-        axis.update_datalim([(1, 0), (max(len(run) for run in runs.values()), 0)], updatey=False)
-        axis.autoscale_view()
         _count_along_x(axis, max(len(run) for run in runs.values()))
         tidy(axis)
     if not alone:
