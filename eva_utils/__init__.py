@@ -20,6 +20,7 @@ _HOME = {
     "small_resnet": "models",
     "speed_resnet": "models",
     "flip_resnet": "models",
+    "narrow_flip_resnet": "models",
     "speed_resnet4": "models",
     "whitened_flip_resnet": "models",
     "whitened_resnet": "models",

@@ -67,7 +67,12 @@ def test_pooling_leaves_out_no_column_on_one_side():
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize(
-    ("name", "other"), [("flip_resnet", "speed_resnet4"), ("whitened_flip_resnet", "whitened_resnet")]
+    ("name", "other"),
+    [
+        ("flip_resnet", "speed_resnet4"),
+        ("narrow_flip_resnet", "speed_resnet4"),
+        ("whitened_flip_resnet", "whitened_resnet"),
+    ],
 )
 def test_a_flipped_image_has_the_same_logits(name, other, standardize, norm):
     images = torch.randn(3, 3, 30, 21, dtype=torch.float64)

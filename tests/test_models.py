@@ -44,6 +44,7 @@ def test_logits_are_finite_in_both_modes(name):
         ("speed_resnet", 6, 1_960_384),
         ("speed_resnet4", 8, 3_141_056),
         ("flip_resnet", 8, 2_825_920),
+        ("narrow_flip_resnet", 8, 1_571_392),
         ("whitened_resnet", 6, 1_972_768),
         ("whitened_flip_resnet", 6, 993_440),
         ("davidnet", 8, 6_573_130),

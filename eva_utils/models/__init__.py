@@ -9,7 +9,14 @@ from .centering import center_filters
 from .davidnet import davidnet
 from .resnet import resnet18, resnet34
 from .small_resnet import small_resnet
-from .speed_resnet import flip_resnet, speed_resnet, speed_resnet4, whitened_flip_resnet, whitened_resnet
+from .speed_resnet import (
+    flip_resnet,
+    narrow_flip_resnet,
+    speed_resnet,
+    speed_resnet4,
+    whitened_flip_resnet,
+    whitened_resnet,
+)
 from .vit import vit
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "davidnet",
     "flip_resnet",
     "list_models",
+    "narrow_flip_resnet",
     "resnet18",
     "resnet34",
     "small_resnet",
@@ -32,7 +40,7 @@ _MODELS = {
     model.__name__: model
     for model in (
         *(resnet18, resnet34, small_resnet, davidnet, vit),
-        *(speed_resnet, speed_resnet4, flip_resnet, whitened_resnet, whitened_flip_resnet),
+        *(speed_resnet, speed_resnet4, flip_resnet, narrow_flip_resnet, whitened_resnet, whitened_flip_resnet),
     )
 }
 
