@@ -148,6 +148,8 @@ def test_misuse_is_refused(predictions, tiny_net):
         predict(tiny_net, [])
     with pytest.raises(ValueError, match="n is a whole number from 1 up, not 0"):
         predictions.wrong(0)
+    with pytest.raises(ValueError, match="n is a whole number from 1 up, not -1"):
+        predictions.most_confused(-1)
     with pytest.raises(ValueError, match="order is 'confident' or 'random', not 'best'"):
         predictions.wrong(5, order="best")
     with pytest.raises(ValueError, match=r"not 'cat'; data\.classes\.index\(\.\.\.\) is the number of a name"):

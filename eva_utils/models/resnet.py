@@ -133,10 +133,17 @@ class ResNet(nn.Module):
 
 
 def resnet18(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2, standardize: bool = False) -> ResNet:
-    """Build a ResNet-18 of 11,173,962 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    """Build a ResNet-18 of 11,173,962 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up.
+
+    That of He et al. (2015, https://arxiv.org/abs/1512.03385) with the stem of their networks for CIFAR-10, a 3x3
+    convolution and no pooling. Arguments are those of `ResNet`.
+
+    Raises:
+        ValueError: the norm is unknown, or `last_stride` is neither 1 nor 2.
+    """
     return ResNet((2, 2, 2, 2), num_classes, norm, last_stride, standardize)
 
 
 def resnet34(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2, standardize: bool = False) -> ResNet:
-    """Build a ResNet-34 of 21,282,122 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    """Build a ResNet-34 of 21,282,122 parameters at 10 classes; all else is as in `resnet18`."""
     return ResNet((3, 4, 6, 3), num_classes, norm, last_stride, standardize)

@@ -91,7 +91,13 @@ class ViT(nn.Module):
 
 
 def vit(num_classes: int = 10, norm: str = "layer", size: int = 32, patch: int = 4) -> ViT:
-    """Build a vision transformer of 1,806,538 parameters at 10 classes, for images (N, 3, size, size).
+    """Build a vision transformer for images (N, 3, size, size), of 1,806,538 parameters at 10 classes and the defaults.
+
+    Args:
+        num_classes: width of the logits.
+        norm: "layer".
+        size: side of the images in pixels.
+        patch: side of the square patches, each of which becomes a token.
 
     Raises:
         ValueError: `norm` is not "layer", the only one a transformer has, or the patches do not divide the images.

@@ -11,7 +11,14 @@ from .processes import add_up
 
 
 class Score(NamedTuple):
-    """Mean loss over samples, accuracy in percent (0 to 100), the counts behind it; of training also the last rate."""
+    """What one pass over a loader came to.
+
+    Attributes:
+        loss: mean over the samples.
+        accuracy: in percent, 0 to 100.
+        correct, samples: the counts behind it.
+        lr: of training the rate of the last step, else None.
+    """
 
     loss: float
     accuracy: float

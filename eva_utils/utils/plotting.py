@@ -84,6 +84,10 @@ def plot_images(records: Sequence[Any], data: Any) -> "Figure":
     Args:
         records: of `predictions.wrong(n)` or `.correct(n)`; where there are fewer than n, the figure says so.
         data: what `load_data` returned; gives class names, mean and standard deviation.
+
+    Raises:
+        TypeError: the arguments are something else.
+        ValueError: a record is of a class that the data does not have.
     """
     check_records(records, data)
     columns = min(5, len(records)) or 5
@@ -124,6 +128,7 @@ def plot_augmentations(loader: Any, n: int = 16) -> "Figure":
 
     Raises:
         TypeError: the loader is none of `load_data`'s, so that the untouched images are not known.
+        ValueError: n is below 1.
     """
     if not hasattr(loader, "order") or not hasattr(loader, "transform"):
         raise TypeError(f"plot_augmentations needs a loader of load_data, as data.train, not {type(loader).__name__}")

@@ -113,7 +113,12 @@ class Predictions:
         return 100 * counts.diag() / counts.sum(dim=1)
 
     def most_confused(self, n: int = 5) -> list[tuple[int, int, int]]:
-        """Return up to n pairs (true class, predicted class, images) with the most mistakes, most first."""
+        """Return up to n pairs (true class, predicted class, images) with the most mistakes, most first.
+
+        Raises:
+            ValueError: n is no whole number from 1 up.
+        """
+        check_whole("n", n, 1)
         counts = self.confusion().fill_diagonal_(0)
         order = counts.flatten().argsort(descending=True, stable=True)[:n].tolist()
         pairs = [(place // len(counts), place % len(counts)) for place in order]

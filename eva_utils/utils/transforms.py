@@ -72,7 +72,15 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (images - mean) / std for each channel; uint8 images are first divided by 255 and become float32."""
+    """Return (images - mean) / std for each channel; uint8 images are first divided by 255 and become float32.
+
+    Args:
+        images: (N, C, H, W) or (C, H, W), uint8 from 0 to 255 or floating point from 0 to 1.
+        mean, std: one number for each channel, of pixels from 0 to 1.
+
+    Raises:
+        ValueError: images of another dtype, or not one number for each channel.
+    """
     if images.dtype == torch.uint8:
         images = images.to(torch.float32) / 255
     if not images.is_floating_point():
@@ -82,7 +90,11 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo `normalize`: images (N, 3, H, W) or (3, H, W) back in [0, 1], for a figure."""
+    """Undo `normalize`: images (N, C, H, W) or (C, H, W) back in [0, 1], for a figure.
+
+    Raises:
+        ValueError: mean or std has not one number for each channel.
+    """
     return unclamped_pixels(images, mean, std).clamp(0, 1)
 
 
