@@ -26,9 +26,11 @@ from .utils.checks import (
     warn_of_loaders,
     warn_of_trained,
 )
+from .utils.compiling import check_compile, compiled, unwrap
 from .utils.failures import explain_end, free_memory, is_device_lost
 from .utils.forward import all_ignored, count_outputs, forward_batch, loss_of, use_channels_last, weight_of
 from .utils.history import History, describe_run
+from .utils.kept import keep_modes
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
 from .utils.optim import clear_gradients, prepare_fused
@@ -37,16 +39,12 @@ from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
     can_fuse,
-    check_compile,
-    compiled,
     hardware,
     keep_freed_memory,
-    keep_modes,
     pick_device,
     pick_precision,
     precision_name,
     seed_everything,
-    unwrap,
     warn_of_emulation,
 )
 from .utils.schedule import Warmup, ignoring_order, per_batch_scheduler, set_rates, step_epoch

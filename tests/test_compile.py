@@ -10,7 +10,8 @@ from torch import nn
 
 from conftest import QUIET
 from eva_utils import main as engine
-from eva_utils.utils.runtime import compiled, seed_everything
+from eva_utils.utils.compiling import check_compile, compiled
+from eva_utils.utils.runtime import seed_everything
 from plain import assert_same_weights, new_loaders
 
 
@@ -71,3 +72,13 @@ def test_compile_misuse_is_refused(tiny_net, monkeypatch):
     message = r"compile=True does not work here \(No working C\+\+ compiler found\); install a C\+\+ compiler"
     with pytest.raises(ValueError, match=message):
         engine.fit(tiny_net, *new_loaders(), epochs=1, compile=True, **QUIET)
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cuda", "Triton"), ("cpu", r"a C\+\+ compiler")])
+def test_a_compiler_that_fails_is_told_with_what_the_device_compiles_with(device, wanted, monkeypatch):
+    def broken(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ValueError, match=rf"compile=True does not work here \(no compiler\); install {wanted}"):
+        check_compile(True, torch.device(device))

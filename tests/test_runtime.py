@@ -16,6 +16,7 @@ from eva_utils import main as engine
 from eva_utils.models.resnet import global_max
 from eva_utils.utils import runtime
 from eva_utils.utils.finished import precision_of
+from eva_utils.utils.kept import keep_modes
 
 
 def draw():
@@ -48,7 +49,7 @@ def test_a_seed_out_of_range_is_refused(seed):
 def test_modes_are_put_back_after_an_exception():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[1].eval()
-    with pytest.raises(KeyError), runtime.keep_modes(model):
+    with pytest.raises(KeyError), keep_modes(model):
         model.train()
         raise KeyError
     assert [module.training for module in model.modules()] == [True, True, False]
@@ -135,16 +136,6 @@ def test_a_device_that_is_not_here_is_refused():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-@pytest.mark.parametrize(("device", "wanted"), [("cuda", "Triton"), ("cpu", r"a C\+\+ compiler")])
-def test_a_compiler_that_fails_is_told_with_what_the_device_compiles_with(device, wanted, monkeypatch):
-    def broken(function):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(ValueError, match=rf"compile=True does not work here \(no compiler\); install {wanted}"):
-        runtime.check_compile(True, torch.device(device))
-
-
 def test_freed_memory_is_kept_for_the_next_tensor():
     resource = pytest.importorskip("resource")
     assert runtime.keep_freed_memory()

@@ -14,7 +14,7 @@ import torch
 from conftest import IMAGES, LABELS, TinyNet, fit
 from eva_utils import main as engine
 from eva_utils.models import create_model
-from eva_utils.utils import figures, lock, runtime, shapes, verified
+from eva_utils.utils import compiling, figures, lock, shapes, verified
 from eva_utils.utils.forward import use_channels_last
 
 
@@ -171,6 +171,6 @@ def test_the_compiler_that_is_missing_is_named_as_the_system_calls_it(system, co
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setattr(runtime.sys, "platform", system)
+    monkeypatch.setattr(compiling.sys, "platform", system)
     with pytest.raises(ValueError, match=compiler):
-        runtime.check_compile(True, torch.device("cpu"))
+        compiling.check_compile(True, torch.device("cpu"))

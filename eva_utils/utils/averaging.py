@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .compiling import unwrap
 from .failures import is_device_lost
-from .runtime import unwrap
 
 
 class MovingAverage(AveragedModel):

@@ -11,12 +11,13 @@ from torch import nn
 from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
 from .checks import check_data
+from .compiling import unwrap
 from .gradcam import GradCAM
 from .history import History, describe_criterion, describe_loader
+from .kept import keep_rng
 from .notebook import cells_run_here
 from .parts import keep_loaders
 from .rules import Finding, equal
-from .runtime import keep_rng, unwrap
 
 
 @dataclass(frozen=True)

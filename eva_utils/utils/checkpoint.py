@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .compiling import unwrap
 from .history import History
-from .runtime import unwrap
 from .trained import note_trained
 from .verified import DamagedFileError, load_verified, save_verified, write_atomic
 

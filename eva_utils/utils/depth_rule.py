@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .compiling import unwrap
 from .parts import copy_model
 from .rules import Finding, judged
-from .runtime import unwrap
 
 _SHORTCUTS = {"shortcut", "downsample", "skip", "identity", "projection", "residual"}
 _SHORTCUT_WORDS = {"shortcut", "downsample", "skip"}  # also within a name, as shortcut_conv

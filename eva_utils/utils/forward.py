@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import check_batch, check_labels, check_logits, check_loss
+from .compiling import unwrap
 from .failures import explain_end, failure_explained, is_misfit
+from .kept import keep_buffers, keep_modes, keep_rng
 from .names import first_line
 from .parts import keep_loaders, option_of
-from .runtime import autocast, keep_buffers, keep_modes, keep_rng, move_images, unwrap
+from .runtime import autocast, move_images
 
 # Models that reshape by view() what a convolution returns, which torch refuses of maps that lie channels last.
 _CONTIGUOUS: WeakSet[nn.Module] = WeakSet()

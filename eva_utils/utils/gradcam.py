@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from .batches import check_logits
 from .cam_layer import deepest_layer, is_channels_last
 from .checks import check_model
+from .compiling import unwrap
 from .failures import failure_explained
+from .kept import keep_buffers, keep_rng
 from .names import unknown_name
-from .runtime import keep_buffers, keep_rng, unwrap
 
 Reshape = Callable[[Tensor], Tensor]
 

@@ -15,9 +15,10 @@ from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
 from .failures import overflow_advice
 from .forward import logits_of, loss_of
+from .kept import keep_buffers, keep_modes, keep_rng
 from .optim import clear_gradients, prepare_fused, rate_shares
 from .parts import keep_loaders, parameters_left_out
-from .runtime import keep_buffers, keep_modes, keep_rng, pick_device, pick_precision
+from .runtime import pick_device, pick_precision
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
 SKIPPED = (10, 5)  # steps at the start and at the end in which no suggestion is looked for

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .compiling import unwrap
+from .kept import keep_rng
 from .parts import copy_model, drop_parametrizations
 from .rules import UNCHECKED, Finding, judged
-from .runtime import keep_rng, seed_everything, unwrap
+from .runtime import seed_everything
 
 _NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,

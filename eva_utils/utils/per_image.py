@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .runtime import keep_rng, seed_everything
+from .kept import keep_rng
+from .runtime import seed_everything
 
 
 class PerImage(nn.Module):

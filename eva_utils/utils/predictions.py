@@ -10,8 +10,9 @@ from .batches import check_batch, check_labels
 from .checks import check_whole
 from .failures import overflow_advice
 from .forward import logits_of, use_channels_last
+from .kept import keep_modes, keep_rng
 from .parts import is_shuffled, keep_loaders
-from .runtime import keep_modes, keep_rng, pick_device, pick_precision, rng_state, set_rng_state
+from .runtime import pick_device, pick_precision, rng_state, set_rng_state
 
 MISTAKES, HITS = "misclassified", "correctly classified"
 

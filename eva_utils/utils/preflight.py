@@ -14,10 +14,10 @@ from .brief import audit_plan
 from .checks import check_criterion, check_data, check_loader, check_model, check_optimizer
 from .failures import explain_failure, is_misfit
 from .forward import loss_of
+from .kept import keep_rng
 from .loader import Loader
 from .parts import copy_model, is_shuffled, keep_loaders
 from .rules import FAIL, PASS
-from .runtime import keep_rng
 
 IMAGES = 16
 

@@ -16,13 +16,15 @@ from .brief import Audit, audit, count_images
 from .checkpoint import load_weights
 from .checks import check_data, check_model
 from .command_note import commands_of
+from .compiling import unwrap
 from .gradcam import GradCAM
+from .kept import keep_rng
 from .lock import locked
 from .norm_rules import norm_kinds
 from .notebook import cells_of
 from .parts import copy_model, keep_loaders, parametrizations
 from .predictions import Predictions, Records, predict
-from .runtime import keep_rng, pick_device, unwrap, versions
+from .runtime import pick_device, versions
 from .summary import summary
 from .verified import DamagedFileError, load_verified, save_verified
 

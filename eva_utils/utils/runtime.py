@@ -1,4 +1,4 @@
-"""Device, precision, seeds and modes: the only file that asks about hardware."""
+"""Device, precision, memory and seeds: the only file that asks about hardware."""
 
 import ctypes
 import os
@@ -7,20 +7,18 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import check_seed
 from .names import first_line, unknown_name
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -97,48 +95,6 @@ def can_fuse(device: torch.device, dtype: torch.dtype) -> bool | None:
     None is torch's own choice. In float32 the fused kernels would round otherwise than a plain loop's.
     """
     return True if dtype != torch.float32 and device.type in ("cpu", "cuda") else None
-
-
-def check_compile(mode: bool | str, device: torch.device) -> None:
-    """Raise ValueError unless `torch.compile` works on this device in this mode; False asks for nothing.
-
-    A small function is compiled, which takes seconds and on the CPU needs a C++ compiler.
-    """
-    if mode is False:
-        return
-    if mode is not True and mode not in COMPILE_MODES:
-        raise unknown_name("compile mode", mode, COMPILE_MODES)
-    try:
-        torch.compile(lambda x: 2 * x.sin())(torch.ones(8, device=device))
-    except Exception as error:
-        wanted = "Triton, as pip install triton does," if device.type == "cuda" else _compiler()
-        raise ValueError(
-            f"compile={mode!r} does not work here ({first_line(error)}); install {wanted} or leave compile out"
-        ) from error
-
-
-def _compiler() -> str:
-    named = {"win32": "cl of Visual Studio's build tools,", "darwin": "clang, by xcode-select --install,"}
-    return f"a C++ compiler such as {named.get(sys.platform, 'g++,')}"
-
-
-@contextmanager
-def compiled(model: nn.Module, mode: bool | str) -> Iterator[None]:
-    """Run the model's forward through `torch.compile` while the context lasts; False changes nothing.
-
-    What was compiled is given up then, in the whole process: torch would keep it, with the memory of its CUDA graphs,
-    and compiles no more than eight variants of one function.
-    """
-    before = getattr(model, "_compiled_call_impl", None)
-    if mode is not False:
-        model.compile(mode=None if mode is True else mode)
-    try:
-        yield
-    finally:
-        model._compiled_call_impl = before
-        if mode is not False:
-            with suppress(RuntimeError):  # of a device that was lost, whose own error is to be seen
-                torch.compiler.reset()
 
 
 def move_images(images: Tensor, device: torch.device, *, last: bool) -> Tensor:
@@ -240,61 +196,3 @@ def set_rng_state(state: dict) -> None:
         torch.cuda.set_rng_state(cuda, index)
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
-
-
-@contextmanager
-def keep_rng() -> Iterator[None]:
-    """Put every random generator back as it was, also after an exception."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile's and the parallel wrappers."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, wrappers):
-            model = model.module
-        else:
-            return model
-
-
-@contextmanager
-def keep_buffers(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back as it was, those in no state_dict too, also after an exception."""
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    try:
-        yield
-    finally:
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            if buffer is None or value is None:
-                continue
-            if buffer.shape != value.shape:  # as an observer's, which begins empty
-                buffer.data = value
-                continue
-            try:
-                buffer.data.copy_(value)
-            except RuntimeError:  # an expanded one cannot be written, here or by the model
-                if not torch.equal(buffer, value):
-                    raise
-
-
-@contextmanager
-def keep_modes(model: nn.Module) -> Iterator[None]:
-    """Put every submodule back into training or evaluation mode as it was, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from .checks import check_model
+from .compiling import unwrap
+from .kept import keep_rng
 from .names import first_line
 from .parts import copy_model, drop_parametrizations
-from .runtime import keep_rng, unwrap
 
 
 def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
