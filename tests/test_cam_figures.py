@@ -97,7 +97,7 @@ def test_mistakes_have_the_map_of_their_true_class_beside(data, right, cells):
         image, over, *true = axes[cells * number :][:cells]
         assert image.get_xlabel() == f"#{record.index}"
         assert over.get_title() == f"predicted:\n{data.classes[record.predicted]}"
-        assert over.get_xlabel() == f"{100 * record.confidence:.0f}%"
+        assert over.get_xlabel() == f"confidence {100 * record.confidence:.0f}%"
         assert [axis.get_title() for axis in true] == [f"actual:\n{data.classes[record.target]}"] * (cells - 2)
 
 

@@ -135,7 +135,7 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
         show_image(group[0], image)
         group[0].set_xlabel(f"#{record.index}", fontsize=8)
         group[1].set_title(f"predicted:\n{names[number][0]}", fontsize=8)
-        group[1].set_xlabel(f"{100 * record.confidence:.0f}%", fontsize=8)
+        group[1].set_xlabel(f"confidence {100 * record.confidence:.0f}%", fontsize=8)
         _show_overlay(group[1], image, predicted[number])
         if any_wrong:
             _show_overlay(group[2], image, true[number])
