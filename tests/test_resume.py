@@ -51,6 +51,17 @@ def test_a_resumed_record_keeps_the_settings_it_was_made_with(tmp_path):
     assert history.settings["seed"] == 7 and history.settings["epochs"] == 2
 
 
+def test_a_finished_run_is_loaded_whatever_fewer_epochs_are_asked_for(tmp_path):
+    lines = []
+    first = engine.fit(**other_run(), epochs=2, checkpoint=tmp_path)
+    for epochs, more in ((2, ""), (1, ", more than the 1 asked for")):
+        run = {**other_run(), "log": lines.append}
+        history = engine.fit(**run, epochs=epochs, checkpoint=tmp_path, resume=True)
+        assert history.rows == first.rows and history.settings["epochs"] == 2
+        said = f"The run in {tmp_path} has finished its 2 epochs{more}: its weights and history are loaded"
+        assert lines.pop() == said
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

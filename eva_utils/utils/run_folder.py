@@ -122,7 +122,8 @@ class RunFolder:
             self.log(f"Resuming after epoch {len(history)} of {epochs} in {self.folder}")
         else:
             done = plural(len(history), "epoch")
-            self.log(f"The run in {self.folder} has finished its {done}: its weights and history are loaded")
+            more = f", more than the {epochs} asked for" if len(history) > epochs else ""
+            self.log(f"The run in {self.folder} has finished its {done}{more}: its weights and history are loaded")
 
     def _write(self, write: Callable[[Path, dict, str, int], None], state: dict, history: History) -> None:
         if self.folder is None or processes.rank():
