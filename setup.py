@@ -12,7 +12,7 @@ VERSION = next(
 setup(
     name="eva_utils",
     version=VERSION,
-    description="A shared PyTorch toolkit, and drivers for a vision course's assignments",
+    description="A PyTorch toolkit for the image-classification assignments of a vision course",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

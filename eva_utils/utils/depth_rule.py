@@ -1,4 +1,4 @@
-"""The rule of a network's depth: its layers with weights, those that run."""
+"""The rule on a network's depth: how many layers with weights run."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Errors of a run, told by what caused them."""
+"""Errors of a run, explained by their cause."""
 
 import traceback
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A report that was handed in: what it says, and whether its page is that of its record and nothing was edited."""
+"""A report that was handed in: what it says, whether its page matches its record, and whether it was edited."""
 
 import hashlib
 from collections import Counter

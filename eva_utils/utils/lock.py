@@ -1,4 +1,4 @@
-"""One process a run: a lock on the run's folder that dies with its process."""
+"""One process per run: a lock on the run's folder that dies with its process."""
 
 import os
 from collections.abc import Iterator

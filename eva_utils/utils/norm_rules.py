@@ -1,4 +1,4 @@
-"""The rule of a single kind of normalization: which are in a model, and which run in it."""
+"""The rule on normalization: which kinds are in a model, and which run in it."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which weights are those of a run: a model that has them is not new."""
+"""Recognise a model whose weights come from a run in this process."""
 
 import hashlib
 
