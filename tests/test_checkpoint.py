@@ -207,3 +207,8 @@ def test_load_weights_says_what_is_wrong(tmp_path):
         disk.load_weights(TinyNet(4), tmp_path)
     model = TinyNet(5)
     assert disk.load_weights(model, tmp_path) is model
+    with pytest.raises(ValueError, match=r"best\.pt is a file; give its folder, and which='best' or 'last'"):
+        disk.load_weights(model, tmp_path / "best.pt")
+    (tmp_path / "best.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:-1])
+    with pytest.raises(verified.DamagedFileError, match=r"best\.pt is damaged"):
+        disk.load_weights(model, tmp_path)

@@ -184,6 +184,10 @@ def test_cifar10_is_read_from_its_own_format(tmp_path, monkeypatch):
     data = D.load_data("cifar10", root=tmp_path, batch_size=4)
     assert data.mean == D.CIFAR10_MEAN and data.std == D.CIFAR10_STD and data.classes[3] == "cat"
     assert data.train.images.shape == (25, 3, 32, 32)
+    batches = [pickle.loads((folder / f"data_batch_{number}").read_bytes()) for number in range(1, 6)]
+    pixels = np.concatenate([batch["data"] for batch in batches])
+    assert torch.equal(data.train.images.flatten(1), torch.from_numpy(pixels))
+    assert data.train.labels.tolist() == [label for batch in batches for label in batch["labels"]]
     expected = pickle.loads((folder / "test_batch").read_bytes())
     assert torch.equal(data.test.images.flatten(1), torch.from_numpy(expected["data"]))
     assert data.test.labels.tolist() == expected["labels"]

@@ -43,7 +43,6 @@ def test_a_resumed_float32_run_keeps_its_layout_where_half_precision_is_the_defa
     assert all(parameter.is_contiguous() for parameter in resumed.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:the run was trained in bfloat16")
 def test_a_finished_run_of_a_gpu_is_loaded_where_its_precision_is_missing(tmp_path):
     model, history = make_run(epochs=1, checkpoint=tmp_path)
     state = verified.load_verified(tmp_path / "epoch-0001.pt")

@@ -1,6 +1,7 @@
 """A handed-in report is held to its record."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -45,6 +46,14 @@ def test_a_report_is_read_from_its_record(written, folder):
         f"{verdicts.count('not checked')} not checked; run {found.run}; "
         "the page is the record's, the figures are unedited"
     )
+    record = load_verified(folder / "report.pt")
+    record["predictions"]["probabilities"][0] = record["predictions"]["probabilities"][0].flip(0)
+    save_verified(folder / "report.pt", record)
+    other = eva.check_report(folder).run
+    assert re.fullmatch("[0-9a-f]{8}", found.run) and re.fullmatch("[0-9a-f]{8}", other) and other != found.run
+
+
+def test_ends_of_lines_are_no_edit_and_a_file_is_no_folder(folder):
     (folder / "README.md").write_bytes((folder / "README.md").read_bytes().replace(b"\n", b"\r\n"))
     assert eva.check_report(folder).problems == ()
     with pytest.raises(NotADirectoryError, match=r"README\.md is a file; give the folder"):

@@ -102,8 +102,11 @@ def test_the_parts_of_a_loader_draw_augmentations_of_their_own():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_batches_are_made_on_the_device():
-    images, labels = next(iter(make(device=torch.device("cuda"), recipe="eva6_s8")))
-    assert images.is_cuda and labels.is_cuda
+    images, labels = next(iter(make(device=torch.device("cuda"))))
+    expected, numbers = next(iter(make()))
+    assert images.is_cuda and labels.is_cuda and labels.tolist() == numbers.tolist()
+    torch.testing.assert_close(images.cpu(), expected)
+    assert next(iter(make(device=torch.device("cuda"), recipe="eva6_s8")))[0].is_cuda
 
 
 class CountOperations(TorchDispatchMode):

@@ -66,7 +66,18 @@ def test_loaders_without_length_or_batches_are_refused(tiny_net):
         engine.test(tiny_net, [])
 
 
-def test_an_iterator_that_begins_anew_and_parts_of_one_dataset_are_loaders(tiny_net):
+def test_a_loader_that_has_a_length_and_yields_nothing_is_refused(tiny_net):
+    class Hollow(list):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(ValueError, match="test_loader yields nothing; it must yield at least one batch"):
+        engine.fit(tiny_net, [(IMAGES, LABELS)], Hollow([0]), epochs=1, **QUIET)
+    with pytest.raises(ValueError, match="the loader yielded no batch; it must yield its batches anew"):
+        fit(tiny_net, Hollow([0]))
+
+
+def test_an_iterator_that_begins_anew_and_parts_of_one_dataset_are_loaders():
     pairs = [(image, int(label)) for image, label in zip(IMAGES, LABELS, strict=True)]
     halves = [DataLoader(pairs, batch_size=4, sampler=SubsetRandomSampler(range(n, n + 4))) for n in (0, 4)]
     lists = [DataLoader(list(pairs), batch_size=4) for _ in range(2)]

@@ -238,7 +238,7 @@ def test_an_augmentation_that_does_nothing_or_the_same_to_all(data, module, caus
     assert problems == {f"{type(module).__name__} changes pixels": cause}
 
 
-def test_an_augmentation_that_never_draws_may_be_meant(data):
+def test_an_augmentation_that_never_draws_may_be_meant():
     grey = load_data("shapes", limit=70, recipe=v2.Grayscale(3))
     (check,) = augmentation_checks(grey.train)
     assert check.name == "Grayscale changes pixels" and check.passed is None

@@ -84,6 +84,7 @@ def test_misuse_is_refused():
 def test_a_pipeline_that_works_in_place_leaves_the_images_as_they_are():
     plain = load_data("shapes", limit=20)
     erased = load_data("shapes", limit=20, recipe=v2.RandomErasing(p=1, inplace=True))
+    assert not torch.equal(next(iter(erased.train))[0], next(iter(plain.train))[0])
     assert torch.equal(erased.train.images, plain.train.images)
 
 

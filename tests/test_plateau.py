@@ -72,7 +72,7 @@ def test_an_option_out_of_range_is_named(options, message, data):
 
 def test_an_absolute_threshold_may_be_of_whole_points(data):
     def points(optimizer):
-        return ReduceLROnPlateau(optimizer, mode="max", threshold=2, threshold_mode="abs", patience=1)
+        return ReduceLROnPlateau(optimizer, mode="max", threshold=1, threshold_mode="abs", patience=0)
 
     history = record(data, small(), scheduler=points)
     assert eva.plateau_rates(history) == pytest.approx([row["lr"] for row in history.rows], rel=1e-12)

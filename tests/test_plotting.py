@@ -244,11 +244,10 @@ def test_grey_images_and_numbered_classes_of_ones_own():
     shown = predictions.wrong(3) or predictions.correct(3)
     (image, *_) = plotting.plot_images(shown, data).axes
     assert image.images[0].get_array().tolist()[0][0] == [0.25] * 3
-    for figure in (
-        plotting.plot_gradcam(model, predictions.wrong(3), data),
-        plotting.plot_confusion(predictions, data),
-    ):
-        figure.canvas.draw()
+    figure = plotting.plot_gradcam(model, shown, data)
+    assert visible(figure)[0].images[0].get_array().tolist()[0][0] == [0.25] * 3
+    for drawn in (figure, plotting.plot_confusion(predictions, data)):
+        drawn.canvas.draw()
 
 
 def test_classes_that_the_data_has_not_are_refused(data):

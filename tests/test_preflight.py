@@ -135,7 +135,7 @@ def test_a_lazy_model_is_looked_at(data):
             "holds no parameter of this model",
         ),
         ({"optimizer": torch.optim.SGD}, TypeError, "optimizer is a torch optimizer"),
-        ({"criterion": nn.CrossEntropyLoss}, TypeError, "CrossEntropyLoss"),
+        ({"criterion": nn.CrossEntropyLoss}, TypeError, "criterion is a loss such as"),
         ({"criterion": nn.NLLLoss()}, ValueError, "NLLLoss takes log-probabilities"),
     ],
     ids=["another's", "class", "class of loss", "NLL"],

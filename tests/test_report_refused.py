@@ -1,5 +1,6 @@
 """What is no report of the run is not written, and what is one's own is never written over."""
 
+import dataclasses
 import json
 import re
 
@@ -80,6 +81,18 @@ def test_another_model_is_refused(run, data):
 def test_other_data_is_refused(run):
     folder, model, _ = run
     refused(folder, model, load_data("shapes", limit=60), "data.train is not what the run was trained on")
+
+
+def test_other_test_images_are_refused(run, data):
+    folder, model, _ = run
+    other = dataclasses.replace(data, test=load_data("shapes", limit=60).test)
+    refused(folder, model, other, "the run was tested on other images than data's; load the data as it was")
+
+
+def test_a_damaged_last_epoch_is_refused(run, data):
+    folder, model, _ = run
+    (folder / "epoch-0002.pt").write_bytes(b"damaged")
+    refused(folder, model, data, r"the last checkpoint is damaged, so the run is not whole .*; resume it first")
 
 
 def test_an_unknown_brief_is_refused(run, data):

@@ -18,7 +18,7 @@ from eva_utils.utils.sections import plus_minus, results
 def test_plus_minus_is_wilsons():
     assert plus_minus(90, 10_000) == pytest.approx(0.588, abs=1e-3)
     assert plus_minus(50, 100) == pytest.approx(100 * 1.96 / 1.038416 * (0.0025 + 0.00009604) ** 0.5)
-    assert plus_minus(100, 40) > 4
+    assert plus_minus(100, 40) == pytest.approx(100 * 1.96**2 / 80 / (1 + 1.96**2 / 40))
 
 
 @pytest.mark.parametrize("right", [0, 1, 18, 20])
