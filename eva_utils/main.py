@@ -333,7 +333,7 @@ def fit(
         # The epochs; after an error or a stop all is as the last finished one left it.
         options: dict[str, Any] = {"criterion": criterion, "device": device, "precision": precision_name(dtype)}
         train_options = {"scaler": scaler, "clip": clip, "ema": average, "progress": progress, "log": log, **options}
-        epoch = len(history)
+        epoch, loader = len(history), train_loader
         state.keep()
         stack.enter_context(stop.on_signals())
         try:
@@ -341,11 +341,12 @@ def fit(
                 say(f"EPOCH: {epoch}")
                 train_part.set_epoch(epoch)
                 per_batch = per_batch_scheduler(scheduler, optimizer, history, epoch, warmup, len(train_loader))
-                start = time.perf_counter()
+                start, loader = time.perf_counter(), train_loader
                 trained = train(trained_model, train_part, optimizer, scheduler=per_batch, **train_options)
                 if epoch == warmup:
                     set_rates(optimizer, history.start_rates)  # the full ones, also after fewer batches than said
                 processes.share_buffers(plain_model, average and average.module)
+                loader = test_loader
                 tested = test(tested_model, test_part, **options)
                 row = make_row(epoch, trained, tested, time.perf_counter() - start, dtype)
                 say(describe_test(tested))
@@ -361,7 +362,7 @@ def fit(
                 clear_gradients(optimizer, parameters_left_out(model, optimizer).values())
             if not stop.caused(error):
                 error.history = history  # type: ignore[attr-defined]
-                explain_end(error, f"epoch {epoch}", train_loader)
+                explain_end(error, f"epoch {epoch}", loader)
                 raise
             kept = plural(len(history), "finished epoch")
             say(f"Stopped in epoch {epoch}: weights and history are those of the {kept}")

@@ -130,6 +130,7 @@ def test_the_warning_of_a_softmax_comes_once():
         (lambda z, y: F.cross_entropy(z, y, reduction="none"), TypeError, r"returned float32 \(8,\); .*end in \.mean"),
         (lambda z, y: F.cross_entropy(z.detach(), y), ValueError, "the loss has no gradient; compute it from"),
         (nn.NLLLoss(), ValueError, "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropy"),
+        (F.nll_loss, ValueError, "NLLLoss takes log-probabilities and the model returns logits; use nn.CrossEntropy"),
     ],
 )
 def test_a_criterion_that_gives_no_loss_is_refused_before_a_step(criterion, error, message, tiny_net):
@@ -137,6 +138,24 @@ def test_a_criterion_that_gives_no_loss_is_refused_before_a_step(criterion, erro
     with pytest.raises(error, match=message):
         fit(tiny_net, [(IMAGES, LABELS)], criterion=criterion)
     assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+
+
+def test_a_model_that_cuts_the_graph_is_named_and_not_the_loss():
+    with pytest.raises(ValueError, match=r"the logits have no gradient; see whether forward\(\) uses no_grad\(\)"):
+        fit(Returns(torch.detach), [(IMAGES, LABELS)])
+
+
+def test_channels_are_not_blamed_for_another_layer_where_the_first_convolution_runs_later():
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.later, self.earlier, self.fc = nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.fc(self.later(self.earlier(x)).mean(dim=(2, 3)))
+
+    with pytest.raises(ValueError, match=r"in fc, .* \(for these it is nn\.Linear\(4, 4\)\)"):
+        fit(Reversed(), [(IMAGES, LABELS)])
 
 
 def test_nll_loss_of_log_probabilities_is_cross_entropy():

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from conftest import IMAGES, LABELS, QUIET, ROOT, random_batches
 from eva_utils import main as engine
+from eva_utils.utils.lr_finder import lr_find
 
 KILLED_WORKER = """
 import os, signal, sys
@@ -77,6 +78,35 @@ def test_lack_of_memory_names_the_batch_size_and_a_smaller_one(error, tiny_net, 
         engine.fit(Greedy(), loader, loader, epochs=3, checkpoint=tmp_path, **QUIET)
     assert len(caught.value.history) == 1 and (tmp_path / "epoch-0001.pt").exists()
     assert held[0]() is None  # though the error is kept: a notebook does so, and the batch would stay on the GPU
+
+
+def test_lack_of_memory_in_an_epochs_test_names_the_test_loaders_batch_size(tiny_net):
+    tested = []
+
+    def greedy(module, images):
+        tested.append(not module.training)
+        if sum(tested) == 2:  # the first is a look at the outputs before the training
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    tiny_net.register_forward_pre_hook(greedy)
+    loaders = [DataLoader(random_batches(24), batch_size=size) for size in (8, 24)]
+    with pytest.raises(torch.OutOfMemoryError, match="epoch 1: out of memory with a batch of 24 images; try batch_s"):
+        engine.fit(tiny_net, *loaders, epochs=1, **QUIET)
+
+
+def test_lack_of_memory_in_the_finder_names_the_batch_size_and_lets_go_of_the_batch(tiny_net):
+    held = []
+
+    def greedy(module, images, logits):
+        held.append(weakref.ref(logits))
+        if len(held) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    tiny_net.register_forward_hook(greedy)
+    loader, optimizer = DataLoader(random_batches(64), batch_size=4), torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    with pytest.raises(torch.OutOfMemoryError, match="lr_find: out of memory with a batch of 4 images") as caught:
+        lr_find(tiny_net, loader, optimizer, device="cpu")
+    assert caught.value and not any(logits() is not None for logits in held)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")

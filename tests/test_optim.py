@@ -168,6 +168,12 @@ def test_rates_that_cannot_be_known_are_refused():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1) and min(learning_rates(scheduler, 60)) > 0
 
 
+def test_a_model_that_keeps_what_leads_to_a_graph_is_averaged():
+    model = nn.Linear(2, 2)
+    model.kept = model(torch.ones(1, 2))
+    assert torch.equal(MovingAverage(model, 0.9).module.weight, model.weight)
+
+
 def test_the_moving_average_is_that_of_torch():
     model, decay = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 0.3
     ours = MovingAverage(model, decay)

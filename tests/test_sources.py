@@ -211,6 +211,16 @@ def test_a_class_of_tiny_imagenet_without_words_has_its_number(tiny_imagenet):
     assert load_data(tiny_imagenet).classes == ["crème brûlée", NUMBERS[1], "crane"]
 
 
+def test_a_test_folder_without_labels_is_not_taken_where_val_has_them(image_folder):
+    (image_folder / "test").rename(image_folder / "val")
+    (image_folder / "test").mkdir()
+    (image_folder / "val" / "cat" / "00.png").rename(image_folder / "test" / "1.png")
+    with pytest.raises(ValueError, match=r"test has no class folder, so no labels; rename it, and .*val is tested on"):
+        load_data(image_folder)
+    (image_folder / "test").rename(image_folder / "unlabelled")
+    assert len(load_data(image_folder).test.labels) == 4
+
+
 def test_a_folder_is_looked_for_in_root_too(tiny_imagenet):
     data = load_data("tiny-imagenet-200", root=tiny_imagenet.parent)
     assert data.classes[0] == "goldfish" and data.source.startswith("tiny-imagenet-200")

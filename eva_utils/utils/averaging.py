@@ -9,13 +9,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .compiling import unwrap
 from .failures import is_device_lost
+from .parts import copy_model
 
 
 class MovingAverage(AveragedModel):
     """The exponential moving average of a model's weights and buffers over its steps, in `.module`.
 
-    It is torch's AveragedModel, the decay being min(decay, (1 + n) / (10 + n)) after n steps, so that the random
-    weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with `num_updates`).
+    It is torch's AveragedModel. The first step's weights are copied; the decay is min(decay, (1 + n) / (10 + n)) after
+    n steps, so that the weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with
+    `num_updates`).
 
     Args:
         model: is copied.
@@ -23,7 +25,7 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(unwrap(model), use_buffers=True)
+        super().__init__(copy_model(unwrap(model)), use_buffers=True)
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:

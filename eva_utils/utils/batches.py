@@ -70,6 +70,11 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
             "so leave out .item() and end in .mean()"
         )
     if torch.is_grad_enabled() and not loss.requires_grad:
+        if not logits.requires_grad:
+            raise ValueError(
+                "the logits have no gradient; see whether forward() uses no_grad(), detach() or numpy, or leaves out "
+                "the layers that are to be trained"
+            )
         raise ValueError(
             "the loss has no gradient; compute it from the logits with torch operations, without detach(), argmax() "
             "or numpy"
@@ -82,7 +87,7 @@ def check_loss(loss: Any, criterion: Any, logits: Tensor) -> None:
             "return the logits instead",
             stacklevel=1,  # one place, so that Python shows it once
         )
-    if isinstance(criterion, nn.NLLLoss):
+    if isinstance(criterion, nn.NLLLoss) or function is F.nll_loss:
         totals = logits.detach().float().logsumexp(dim=1)
         rounding = 1e-2 if logits.dtype == torch.float32 else 0.1
         if (totals[totals.isfinite()].abs() > rounding).any():

@@ -53,9 +53,11 @@ def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) 
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None and len(shape) != 4:
         return f"the model is a convnet and the images are {shape}; give it batches (N, C, H, W)"
-    if first is not None and first.in_channels == shape[3] != shape[1]:
-        return f"the images are {shape}, channels last; give (N, C, H, W), as images.permute(0, 3, 1, 2) makes of them"
-    if first is not None and first.in_channels != shape[1]:
+    if first is not None and "channels" in str(error) and first.in_channels != shape[1]:
+        if first.in_channels == shape[3]:
+            return (
+                f"the images are {shape}, channels last; give (N, C, H, W), as images.permute(0, 3, 1, 2) makes of them"
+            )
         return (
             f"the model takes images of {first.in_channels} channels and these are {shape}; "
             f"repeat or drop channels, or build its first layer for {shape[1]}"

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .batches import check_batch, check_labels
 from .checks import check_fit, check_loader, check_real, check_whole
-from .failures import overflow_advice
+from .failures import explain_end, free_memory, overflow_advice
 from .forward import logits_of, loss_of
 from .kept import keep_buffers, keep_modes, keep_rng
 from .optim import clear_gradients, prepare_fused, rate_shares
@@ -90,41 +90,15 @@ def lr_find(
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
     if isinstance(criterion, nn.Module):
         criterion = copy.deepcopy(criterion).to(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    rates: list[float] = []
-    losses: list[float] = []
-    first = smooth = lowest = math.inf
-    shares, left_out = rate_shares(optimizer), parameters_left_out(model, optimizer).values()
-    with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):
-        model.to(device).train()
-        for step, batch in enumerate(islice(_endless(loader), steps)):
-            images, labels = check_batch(batch, f"batch {step}")
-            for group, share in zip(optimizer.param_groups, shares, strict=True):
-                group["lr"] = share * start * (end / start) ** (step / (steps - 1))
-            clear_gradients(optimizer, left_out)
-            logits = logits_of(model, images, device, dtype, first=step == 0)
-            check_labels(labels, logits.shape[1], f"batch {step}")
-            loss = loss_of(criterion, logits, labels.to(device), first=step == 0)
-            value = loss.item()
-            if value < 0:
-                raise ValueError(
-                    f"the loss of batch {step} is {value:.3g}; lr_find wants one that is never negative, as "
-                    "CrossEntropyLoss"
-                )
-            if not math.isfinite(value):
-                break
-            first, smooth = (first, SMOOTHING * value + (1 - SMOOTHING) * smooth) if step else (value, value)
-            bias = (1 - SMOOTHING) ** (step + 1)
-            rates.append(optimizer.param_groups[0]["lr"])
-            losses.append((smooth - bias * first) / (1 - bias))
-            lowest = min(lowest, smooth)
-            if smooth > DIVERGED * lowest:
-                break
-            scaler.scale(loss).backward()
-            if not step:
-                prepare_fused(optimizer)
-            scaler.step(optimizer)
-            scaler.update()
+    rates = [start * (end / start) ** (step / (steps - 1)) for step in range(steps)]
+    try:
+        with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):
+            losses = _sweep(model, loader, optimizer, criterion, rates, device, dtype)
+    except Exception as error:
+        free_memory(error)
+        explain_end(error, "lr_find", loader)
+        raise
+    rates = rates[: len(losses)]
     if len(losses) < least:
         where = (
             f"diverged after {len(losses)} steps, at a rate of {rates[-1]:.1e}" if rates else "is not finite at first"
@@ -134,6 +108,51 @@ def lr_find(
             + overflow_advice(dtype)
         )
     return RateCurve(rates, losses, _steepest(rates, losses))
+
+
+def _sweep(
+    model: nn.Module,
+    loader: Any,
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    rates: list[float],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[float]:
+    """Train a step at each rate and return the smoothed losses, fewer where it diverges."""
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    losses: list[float] = []
+    first = smooth = lowest = math.inf
+    shares, left_out = rate_shares(optimizer), parameters_left_out(model, optimizer).values()
+    model.to(device).train()
+    for step, (rate, batch) in enumerate(zip(rates, _endless(loader), strict=False)):
+        images, labels = check_batch(batch, f"batch {step}")
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = share * rate
+        clear_gradients(optimizer, left_out)
+        logits = logits_of(model, images, device, dtype, first=step == 0)
+        check_labels(labels, logits.shape[1], f"batch {step}")
+        loss = loss_of(criterion, logits, labels.to(device), first=step == 0)
+        value = loss.item()
+        if value < 0:
+            raise ValueError(
+                f"the loss of batch {step} is {value:.3g}; lr_find wants one that is never negative, as "
+                "CrossEntropyLoss"
+            )
+        if not math.isfinite(value):
+            break
+        first, smooth = (first, SMOOTHING * value + (1 - SMOOTHING) * smooth) if step else (value, value)
+        bias = (1 - SMOOTHING) ** (step + 1)
+        losses.append((smooth - bias * first) / (1 - bias))
+        lowest = min(lowest, smooth)
+        if smooth > DIVERGED * lowest:
+            break
+        scaler.scale(loss).backward()
+        if not step:
+            prepare_fused(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    return losses
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float | None:

@@ -216,7 +216,7 @@ def predict(
             images, labels = check_batch(batch, f"batch {number}")
             logits = logits_of(model, images, device, dtype, first=number == 0)
             outputs.append(logits.float().clone())  # a CUDA graph writes over its own
-            targets.append(labels)
+            targets.append(labels.clone())  # a worker's own holds a file open
     if not outputs:
         raise ValueError("the loader is empty; it must yield at least one batch of (images, labels)")
     logits, target = torch.cat(outputs).cpu(), torch.cat(targets).cpu()

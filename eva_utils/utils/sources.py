@@ -123,6 +123,8 @@ def _read_folder(folder: Path, size: int | None) -> tuple[Split, Split, list[str
         if not part.is_dir():
             found = f" and holds {', '.join(f'{name}/' for name in held[:5])}" if held else ""
             raise ValueError(f"{folder} has no {part.name}/ folder{found}; {_advice(folder, held)}")
+    if tested.name == "test" and "val" in held and not any(path.is_dir() for path in _entries(tested, folder)):
+        raise ValueError(f"{tested} has no class folder, so no labels; rename it, and {folder / 'val'} is tested on")
     classes = _class_names(trained, folder)
     odd = sorted(set(classes) ^ set(_class_names(tested, folder)))
     if odd:
