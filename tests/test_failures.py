@@ -97,16 +97,22 @@ def test_lack_of_memory_in_an_epochs_test_names_the_test_loaders_batch_size(tiny
 def test_lack_of_memory_in_the_finder_names_the_batch_size_and_lets_go_of_the_batch(tiny_net):
     held = []
 
-    def greedy(module, images, logits):
-        held.append(weakref.ref(logits))
-        if len(held) == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+    class Greedy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net
 
-    tiny_net.register_forward_hook(greedy)
+        def forward(self, x):
+            activation = self.net(x)
+            held.append(weakref.ref(activation))
+            if len(held) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+            return activation
+
     loader, optimizer = DataLoader(random_batches(64), batch_size=4), torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     with pytest.raises(torch.OutOfMemoryError, match="lr_find: out of memory with a batch of 4 images") as caught:
-        lr_find(tiny_net, loader, optimizer, device="cpu")
-    assert caught.value and not any(logits() is not None for logits in held)
+        lr_find(Greedy(), loader, optimizer, device="cpu")
+    assert caught.value and [activation() for activation in held] == [None] * 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
