@@ -371,3 +371,9 @@ def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_pat
         ValueError, match="is a file; unpack it and give the folder, which holds train/<class>/ with test"
     ):
         D.load_data(archive)
+
+
+def test_batches_are_made_on_the_cpu_where_the_best_device_is_mps(image_folder, monkeypatch):
+    monkeypatch.setattr(D, "pick_device", lambda device: torch.device("mps"))
+    data = D.load_data(image_folder)
+    assert {loader.device.type for loader in (data.train, data.test)} == {"cpu"}

@@ -186,6 +186,36 @@ def test_the_parts_draw_augmentations_of_their_own():
     assert not torch.equal(next(iter(first))[0], next(iter(second))[0])
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = "process 2 finds 2 GPUs; start at most --nproc-per-node=2"
+    with pytest.raises(ValueError, match=message), processes.process_group():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("rank", "kind", "said"),
+    [(0, ValueError, "^no room$"), (1, RuntimeError, "^the first process failed: ValueError: no room$")],
+)
+def test_what_fails_in_the_first_process_ends_all(rank, kind, said, monkeypatch):
+    def broadcast(told, device):
+        assert rank or told == [None, "ValueError: no room"]
+        told[:] = [None, "ValueError: no room"]
+
+    def work():
+        raise ValueError("no room")
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: rank)
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(processes.dist, "broadcast_object_list", broadcast)
+    with pytest.raises(kind, match=said):
+        processes.first_does(work)
+
+
 def test_one_process_is_no_group():
     model = create_model("small_resnet")
     with processes.process_group(), processes.parallel(model) as trained:
