@@ -36,8 +36,9 @@ class ResidualConv(nn.Module):
 class Whitening(nn.Conv2d):
     """A frozen 2x2 convolution (N, 3, H, W) to (N, 24, H - 1, W - 1) that `whiten` sets from images.
 
-    Its first 12 outputs are then uncorrelated, with a mean square of 1 each, less where patches
-    hardly vary; the others are their negatives, which the activation after them would lose (Page, 2019, https://myrtle.ai/learn/how-to-train-your-resnet-8-bag-of-tricks/).
+    Its first 12 outputs are then uncorrelated, with a mean square of 1 each, less where patches hardly
+    vary; the others are their negatives, which the activation after them would lose
+    (Page, 2019, https://myrtle.ai/learn/how-to-train-your-resnet-8-bag-of-tricks/).
     """
 
     def __init__(self) -> None:
