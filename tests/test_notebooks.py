@@ -60,6 +60,7 @@ def test_about_ten_calls_and_no_definition(path):
     assert 8 <= len(set(own) - CHOSEN) <= 12
     network = f"eva.{BRIEFS[path.stem].options['model']}"
     assert {network, "eva.fit", "eva.plot_gradcam", "eva.write_report"} < set(own)
+    assert ("eva.center_filters" in own) == BRIEFS[path.stem].options.get("center_filters", False)
     assert code[0].startswith(CLONE)
     (parameters,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     assert f"epochs = {BRIEFS[path.stem].epochs}\n" in "".join(parameters["source"])

@@ -25,6 +25,7 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        # Of a copy: torch copies the model itself, and refuses one that holds what leads to a graph.
         super().__init__(copy_model(unwrap(model)), use_buffers=True)
         self.decay = decay
 
