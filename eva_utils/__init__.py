@@ -23,6 +23,7 @@ _HOME = {
     "narrow_flip_resnet": "models",
     "speed_resnet4": "models",
     "whitened_flip_resnet": "models",
+    "whitened_flip_resnet4": "models",
     "whitened_resnet": "models",
     "davidnet": "models",
     "vit": "models",

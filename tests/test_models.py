@@ -47,6 +47,7 @@ def test_logits_are_finite_in_both_modes(name):
         ("narrow_flip_resnet", 8, 1_571_392),
         ("whitened_resnet", 6, 1_972_768),
         ("whitened_flip_resnet", 6, 993_440),
+        ("whitened_flip_resnet4", 8, 1_583_776),
         ("davidnet", 8, 6_573_130),
     ],
 )
@@ -186,7 +187,7 @@ def test_whitened_patches_are_uncorrelated_and_come_with_their_negatives():
     assert strong.sum() >= 10
     torch.testing.assert_close(covariance, covariance.diagonal().diag(), rtol=0, atol=2e-3)
     assert covariance.diagonal().max() < 1.001 and not model.whitening.weight.requires_grad
-    with pytest.raises(ValueError, match="no whitening layer; whitened_resnet and whitened_flip_resnet have one"):
+    with pytest.raises(ValueError, match="no whitening layer; those whose names begin with whitened_ have one"):
         create_model("speed_resnet").whiten(images)
 
 

@@ -15,6 +15,7 @@ from .speed_resnet import (
     speed_resnet,
     speed_resnet4,
     whitened_flip_resnet,
+    whitened_flip_resnet4,
     whitened_resnet,
 )
 from .vit import vit
@@ -33,6 +34,7 @@ __all__ = [
     "speed_resnet4",
     "vit",
     "whitened_flip_resnet",
+    "whitened_flip_resnet4",
     "whitened_resnet",
 ]
 
@@ -40,7 +42,8 @@ _MODELS = {
     model.__name__: model
     for model in (
         *(resnet18, resnet34, small_resnet, davidnet, vit),
-        *(speed_resnet, speed_resnet4, flip_resnet, narrow_flip_resnet, whitened_resnet, whitened_flip_resnet),
+        *(speed_resnet, speed_resnet4, flip_resnet, narrow_flip_resnet),
+        *(whitened_resnet, whitened_flip_resnet, whitened_flip_resnet4),
     )
 }
 
