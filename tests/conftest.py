@@ -118,9 +118,18 @@ def image_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
-    """A real `git clone` named eva_utils; returns the folder above it."""
+    """A real `git clone` named eva_utils, with what is not committed yet; returns the folder above it."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs git and a checkout to clone")
     parent = tmp_path_factory.mktemp("colab")
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(parent / "eva_utils")], check=True)
+    cloned = parent / "eva_utils"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(cloned)], check=True)
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (cloned / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, cloned / name)
+        else:
+            (cloned / name).unlink(missing_ok=True)
     return parent

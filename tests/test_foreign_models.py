@@ -46,21 +46,6 @@ def test_it_trains_and_is_explained(name):
         assert predictions.predicted.tolist() == model.eval()(images).argmax(1).tolist()
 
 
-def test_a_torchvision_transformer_is_explained_through_its_tokens():
-    model = torchvision.models.VisionTransformer(
-        32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=3
-    )
-    torch.nn.init.normal_(model.heads.head.weight)
-    images = torch.randn(2, 3, 32, 32)
-    maps = GradCAM(
-        model,
-        ["encoder.layers.encoder_layer_1.ln_1"],
-        reshape=lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4)),
-    )(images)
-    (found,) = maps.values()
-    assert found.shape == (2, 32, 32) and found.max() == 1
-
-
 def test_a_network_with_logits_beside_its_logits_is_told_how_to_build_it():
     model = torchvision.models.googlenet(weights=None, num_classes=3, init_weights=False)
     images = DataLoader(TensorDataset(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])), batch_size=2)

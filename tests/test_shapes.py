@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from eva_utils.utils import sources
 from eva_utils.utils.shapes import CLASSES, make_shapes
 
 
@@ -58,7 +59,7 @@ def test_each_class_has_the_outline_of_its_name_at_any_turn(test_split):
 
 
 def test_a_linear_model_stays_below_60_percent(test_split):
-    train = make_shapes("train")
+    train = sources.shapes.make_shapes("train")
     x, x_test = (split.images.flatten(1).float() / 255 - 0.5 for split in (train, test_split))
     model = nn.Linear(x.shape[1], 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -68,7 +69,8 @@ def test_a_linear_model_stays_below_60_percent(test_split):
             nn.functional.cross_entropy(model(x[batch]), train.labels[batch]).backward()
             optimizer.step()
     accuracy = (model(x_test).argmax(1) == test_split.labels).float().mean().item()
-    assert accuracy < 0.60
+    learnt = (model(x).argmax(1) == train.labels).float().mean().item()
+    assert accuracy < 0.60 and learnt > 0.13  # of what it was trained on
 
 
 def test_an_unknown_split_is_refused():
