@@ -117,6 +117,7 @@ ALLOWED = {
     "utils.page": {
         "utils.figures",
         "utils.history",
+        "utils.hyperparameters",
         "utils.markdown",
         "utils.plotting",
         "utils.predictions",
@@ -124,6 +125,7 @@ ALLOWED = {
         "utils.sections",
         "utils.verified",
     },
+    "utils.hyperparameters": {"utils.markdown", "utils.rules"},
     "utils.sections": {"utils.cam_layer", "utils.markdown", "utils.predictions", "utils.rules"},
     "utils.finished": {
         "utils.brief",

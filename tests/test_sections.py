@@ -9,6 +9,7 @@ import torch
 
 from eva_utils.utils import sections
 from eva_utils.utils.gradcam import overlay
+from eva_utils.utils.hyperparameters import hyperparameters
 from eva_utils.utils.page import FIGURES, _figures
 from eva_utils.utils.predictions import HITS, MISTAKES
 from eva_utils.utils.rules import FAIL, PASS, UNCHECKED
@@ -88,18 +89,18 @@ def test_every_choice_has_its_row_in_the_parameters():
         "model": "Net, 1,234,567 parameters",
         "seed": "1 of torch before the run, 4 of the order and the augmentation, 7 of the run",
     }
-    assert told(sections.parameters(RECORD)).items() >= expected.items()
+    assert told(hyperparameters(RECORD)).items() >= expected.items()
     weighted = {"class": "CrossEntropyLoss", "weight": [1.0, 10.5], "label_smoothing": 0.0}
     settings = {**RECORD["settings"], "criterion": weighted}
     dogs = {**RECORD["data"], "classes": ["cat", "dog, wolf"]}
-    found = told(sections.parameters({**RECORD, "settings": settings, "data": dogs}))
+    found = told(hyperparameters({**RECORD, "settings": settings, "data": dogs}))
     assert (found["loss"], found["classes"]) == ("CrossEntropyLoss(weight=[1, 10.5])", "cat; dog, wolf")
     settings["criterion"] = {**weighted, "weight": [1.0] * 11}
-    loss = told(sections.parameters({**RECORD, "settings": settings}))["loss"]
+    loss = told(hyperparameters({**RECORD, "settings": settings}))["loss"]
     assert loss == f"CrossEntropyLoss(weight=[{'1, ' * 10}…])"
     scheduler = {"class": "OneCycleLR", "total_steps": 1200}
     settings = {**RECORD["settings"], "scheduler": scheduler, "torch_seed": 2**40, "warmup": 0, "ema": None}
-    found = told(sections.parameters({**RECORD, "settings": settings}))
+    found = told(hyperparameters({**RECORD, "settings": settings}))
     cycle = "OneCycleLR of 1,200 steps: 0.1 at first, 0.4 after epoch 1, 0.1 at last"
     assert (found["learning rate schedule"], found["warmup"], found["averaged weights"]) == (cycle, "none", "none")
     assert found["seed"] == "4 of the order and the augmentation, 7 of the run"

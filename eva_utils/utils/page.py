@@ -7,6 +7,7 @@ from typing import Any
 
 from . import figures, plotting, sections
 from .history import History
+from .hyperparameters import hyperparameters
 from .markdown import escape
 from .predictions import HITS, MISTAKES, Record, Records
 from .seal import is_sealed, seal_png, seal_text
@@ -76,7 +77,7 @@ def readme(record: dict) -> bytes:
     """Return the README alone."""
     texts = {
         "Objective": escape(record["objective"]),
-        "Parameters and hyperparameters": sections.parameters(record),
+        "Parameters and hyperparameters": hyperparameters(record),
         "Model summary": sections.summary(record),
         "Results": sections.results(record),
         "Training log": sections.log(record),
