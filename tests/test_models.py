@@ -7,6 +7,7 @@ from torch import nn
 from eva_utils.models import create_model, list_models
 from eva_utils.models.flip import FlipConv2d
 from eva_utils.models.norms import NORMS, make_norm
+from eva_utils.models.resnet import standardized
 
 NORM_CLASSES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -249,3 +250,25 @@ def test_standardized_weights_have_mean_0_and_variance_2_over_fan_in():
             torch.testing.assert_close(weight.var(1, correction=0), expected, rtol=1e-3, atol=0)
             used.append(weight)
     assert len(used) == 9
+
+
+class OnApple(torch.Tensor):
+    """A tensor that says it lies on an Apple GPU."""
+
+    device = torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("narrow_flip_resnet", "layer"), ("whitened_flip_resnet", "batch"), ("resnet18", "channel")]
+)
+def test_on_an_apple_gpu_no_map_lies_channels_last(name, norm):
+    """Where it does, relu, pooling and batch normalization have wrong gradients."""
+    model, images, seen = create_model(name, norm=norm).eval(), torch.randn(2, 3, 16, 16), set()
+    expected = model(images)
+    for module in model.modules():
+        module.register_forward_pre_hook(
+            lambda module, inputs: seen.add((type(module).__name__, inputs[0].is_contiguous()))
+        )
+    torch.testing.assert_close(model(images.as_subclass(OnApple)).as_subclass(torch.Tensor), expected)
+    assert len(seen) > 5 and all(plain for _, plain in seen)
+    assert standardized(torch.randn(4, 3, 3, 3).as_subclass(OnApple)).is_contiguous()

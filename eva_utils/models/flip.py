@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import convolve
+from .norms import channels_first
 from .resnet import standardized
 
 
@@ -63,8 +64,8 @@ class FlipNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count, channels, height, width = x.shape
-        x = x.permute(0, 2, 3, 1).reshape(count, height, 2 * width, channels // 2).permute(0, 3, 1, 2)
-        return self.norm(x).permute(0, 2, 3, 1).reshape(count, height, width, channels).permute(0, 3, 1, 2)
+        x = channels_first(x.permute(0, 2, 3, 1).reshape(count, height, 2 * width, channels // 2))
+        return channels_first(self.norm(x).permute(0, 2, 3, 1).reshape(count, height, width, channels))
 
 
 class FlipPool(nn.Module):

@@ -12,12 +12,22 @@ from ..utils.names import unknown_name
 Norm = str | Callable[[int], nn.Module]
 
 
+def channels_first(x: Tensor) -> Tensor:
+    """Return (N, H, W, C) as (N, C, H, W): a view, which lies channels last, but on an Apple GPU a copy.
+
+    There the gradients of relu, pooling and batch normalization of such views are wrong
+    (https://github.com/pytorch/pytorch/issues/175188 to 175190).
+    """
+    x = x.permute(0, 3, 1, 2)
+    return x.contiguous() if x.device.type == "mps" else x
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels at each pixel of (N, C, H, W), as in ConvNeXt (Liu et al., 2022)."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
+        return channels_first(x)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

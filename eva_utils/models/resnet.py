@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import Conv2d, convolve
-from .norms import Norm, make_norm
+from .norms import Norm, channels_first, make_norm
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -29,7 +29,7 @@ def standardized(weight: Tensor) -> Tensor:
     """Return a weight (out, in, h, w) with mean 0 and variance 2 / fan_in in each output channel."""
     weight = weight.permute(0, 2, 3, 1)  # as it lies in memory in channels last, so in half precision
     weight = (2 / weight.shape[1:].numel()) ** 0.5 * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
-    return weight.permute(0, 3, 1, 2)
+    return channels_first(weight)
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, conv: type[nn.Conv2d] = Conv2d) -> nn.Conv2d:
