@@ -8,6 +8,7 @@ python main.py --preflight --data cifar10 --model resnet18
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 
 import eva_utils as eva
 from eva_utils.utils import command_note, processes
-from eva_utils.utils.checkpoint import check_folder
+from eva_utils.utils.checkpoint import check_folder, holds_run, last_epoch
 from eva_utils.utils.checks import check_clip, check_decay, check_real, check_whole
 from eva_utils.utils.data import Data
 from eva_utils.utils.finished import precision_of
@@ -98,18 +99,20 @@ def check_options(args: argparse.Namespace) -> None:
     processes.check_together(model, criterion, pick_device(args.device))
 
 
-def check_out(out: Path, resume: bool) -> None:
+def check_out(out: Path, resume: bool, mirror: Path | None) -> None:
     """Refuse a folder of other files, so that a run never mixes with them."""
-    check_folder(out, "auto" if resume else False)
-    if out.is_dir():
+    if not (resume and mirror):  # which may have what the folder lacks
+        check_folder(out, "auto" if resume else False)
+    if out.is_dir() and not holds_run(out):
         others = sorted(path.name for path in out.iterdir() if path.name not in (".lock", command_note.NAME))
-        if others and "history.json" not in others:
+        others = [name for name in others if not re.fullmatch(r"\..*\.tmp", name)]  # what a kill left of a save
+        if others:
             raise ValueError(f"--out {out} holds other files ({others[0]}) and no run; name a new or an empty folder")
     command_note.read_note(out)  # a damaged one is refused before the training, after which it is written to
 
 
 def train(args: argparse.Namespace) -> int:
-    check_out(args.out, args.resume)
+    check_out(args.out, args.resume, args.mirror)
     with processes.process_group():
         check_options(args)
         model, data, history = run(args)
@@ -127,7 +130,7 @@ def train(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> tuple[nn.Module, Data, eva.History]:
     """Train, in several processes if there are, and return the model, its data and the record."""
-    before = max((int(path.stem[6:]) for path in args.out.glob("epoch-[0-9]*.pt")), default=0)
+    before = last_epoch(args.out)
     with processes.first_before_others():  # it alone downloads what is missing
         data = load(args)
     model, optimizer, scheduler, criterion = make_parts(args, data)

@@ -201,12 +201,34 @@ def test_an_assignments_own_options_are_never_refused(name):
 def test_a_damaged_note_is_refused_before_the_training(finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "run")
     check_out = runpy.run_path(str(ROOT / "main.py"))["check_out"]
-    check_out(out, True)
+    check_out(out, True, None)
     (out / "command.json").write_text('{"a": 1}')
     with pytest.raises(
         ValueError, match=r"command\.json is not what main\.py wrote \(KeyError\('options'\)\); restore"
     ):
-        check_out(out, True)
+        check_out(out, True, None)
+
+
+@pytest.mark.parametrize(
+    ("left", "mirror"),
+    [
+        ([".epoch-0001.pt.123.tmp"], False),
+        (["epoch-0001.pt", ".best.pt.123.tmp"], False),
+        (["epoch-0001.pt", "best.pt", "last.pt"], False),
+        (["last.pt", ".best.pt.123.tmp"], True),
+        (["epoch-0001.pt", "epoch-0001 (1).pt", "history.json"], False),
+    ],
+)
+def test_a_folder_that_a_kill_left_is_resumed(left, mirror, tmp_path):
+    for name in left:
+        (tmp_path / name).touch()
+    main = runpy.run_path(str(ROOT / "main.py"))
+    main["check_out"](tmp_path, True, tmp_path / "mirror" if mirror else None)
+    assert main["last_epoch"](tmp_path) == ("epoch-0001.pt" in left)
+    (tmp_path / "notes.txt").touch()
+    if left == [".epoch-0001.pt.123.tmp"]:
+        with pytest.raises(ValueError, match=r"holds other files \(notes\.txt\) and no run"):
+            main["check_out"](tmp_path, True, tmp_path / "mirror" if mirror else None)
 
 
 def test_a_report_is_of_the_assignments_notebook_if_there_is_an_assignment(monkeypatch):

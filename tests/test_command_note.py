@@ -35,6 +35,9 @@ def test_a_note_holds_the_first_options_and_every_command_once(run, monkeypatch)
 def test_the_note_of_a_run_that_never_began_is_none_and_is_written_anew(run):
     (run / "history.json").unlink()
     assert read_note(run) is None and commands_of(run) is None
+    (run / "epoch-0001.pt").touch()  # as a kill in the first save leaves it
+    assert commands_of(run) == "python main.py --epochs 1"
+    (run / "epoch-0001.pt").unlink()
     add_command(run)
     begin_note(run, {"epochs": 9}, DATA)
     assert json.loads((run / "command.json").read_text())["options"] == {"epochs": 9}

@@ -39,7 +39,7 @@ ALLOWED = {
     "models.davidnet": {"models.norms", "models.resnet"},
     "models.centering": set(),
     "models.conv": set(),
-    "models.flip": {"models.conv", "models.resnet"},
+    "models.flip": {"models.conv", "models.norms", "models.resnet"},
     "models.norms": set(),
     "models.resnet": {"models.conv", "models.norms"},
     "models.small_resnet": {"models.conv", "models.norms", "models.resnet"},
@@ -72,7 +72,7 @@ ALLOWED = {
     "utils.norm_rules": {"utils.compiling", "utils.kept", "utils.rules", "utils.runtime"},
     "utils.notebook": set(),
     "utils.seal": set(),
-    "utils.command_note": {"utils.processes", "utils.verified"},
+    "utils.command_note": {"utils.checkpoint", "utils.processes", "utils.verified"},
     "utils.options": {
         "models",
         "models.norms",

@@ -18,6 +18,8 @@ from .history import History
 from .trained import note_trained
 from .verified import DamagedFileError, load_verified, save_verified, write_atomic
 
+_RESULTS = ("best.pt", "last.pt", "history.json")
+
 
 def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.Module:
     """Load a run's weights into a model, in place, and return the model.
@@ -163,19 +165,27 @@ def check_folder(folder: Path, resume: bool | str) -> None:
         raise ValueError(f"resume is True, False or 'auto', not {resume!r}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is a file; name a folder")
-    epochs = _epoch_files(folder) if folder.is_dir() else []
-    results = [name for name in ("best.pt", "last.pt", "history.json") if (folder / name).exists()]
-    if results and not epochs and resume:
+    results = [name for name in _RESULTS if (folder / name).exists()]
+    if results and not last_epoch(folder) and resume:
         raise ValueError(
             f"{folder} holds {results[0]} and no epoch-*.pt to resume from; put those back, or choose another folder"
         )
-    holds_run = bool(epochs or results)
-    if holds_run and not resume:
+    if holds_run(folder) and not resume:
         raise ValueError(
             f"{folder} already holds a run; continue it with resume='auto' (--resume), or choose another folder"
         )
-    if not holds_run and resume is True:
+    if not holds_run(folder) and resume is True:
         raise ValueError(f"{folder} holds no run to resume; resume='auto' starts one where there is none")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a file of a run, be it one that was killed while it saved its first epoch."""
+    return bool(last_epoch(folder)) or any((folder / name).exists() for name in _RESULTS)
+
+
+def last_epoch(folder: Path) -> int:
+    """Return the number of the last epoch whose state a folder holds, 0 if it holds none."""
+    return max((number for number, _ in _epoch_files(folder)), default=0) if folder.is_dir() else 0
 
 
 def _epoch_files(folder: Path) -> list[tuple[int, Path]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import processes
+from .checkpoint import holds_run
 from .verified import write_atomic
 
 NAME = "command.json"
@@ -16,7 +17,7 @@ _KEYS = ("commands", "options", "classes", "mean", "std")
 
 def begin_note(run: Path, options: Mapping[str, Any], data: Any) -> None:
     """Note this command, its options and the data beside a new run; a run that has begun keeps its note."""
-    if not _has_begun(run):
+    if not holds_run(run):
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         said = {"classes": data.classes, "mean": data.mean, "std": data.std}
         _write(run, {"commands": [this_command()], "options": plain, **said})
@@ -36,7 +37,7 @@ def read_note(run: Path) -> dict[str, Any] | None:
         ValueError: it is not as it was written.
     """
     path = run / NAME
-    if not _has_begun(run) or not path.exists():
+    if not holds_run(run) or not path.exists():
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
@@ -62,10 +63,6 @@ def this_command() -> str:
     several = processes.count() > 1
     start = ["torchrun", f"--nproc-per-node={processes.count()}"] if several else ["python"]
     return shlex.join([*start, "main.py", *sys.argv[1:]])
-
-
-def _has_begun(run: Path) -> bool:
-    return (run / "history.json").exists()
 
 
 def _write(run: Path, note: Mapping[str, Any]) -> None:
