@@ -55,10 +55,13 @@ _HOME = {
     "summary": "utils.summary",
     "write_tensorboard": "utils.tensorboard",
 }
+_PARTS = ("main", "models", "utils")
 __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str):
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         near = difflib.get_close_matches(name.lower(), _HOME, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -69,4 +72,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "main", "models", "utils"])
+    return sorted([*__all__, *_PARTS])

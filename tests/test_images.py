@@ -209,3 +209,15 @@ def test_links_that_lead_out_are_refused_and_others_followed(image_folder, tmp_p
     (image_folder / "test").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     with pytest.raises(ValueError, match=r"test is a link that leads out of the dataset; put the folder itself there"):
         D.load_data(image_folder)
+
+
+def test_test_images_of_another_size_than_the_training_images_are_refused(tmp_path):
+    for part, shape in (("train", (10, 12)), ("test", (20, 12))):
+        for name in ("cat", "dog"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(np.full((*shape, 3), 100 + number, np.uint8)).save(folder / f"{number}.png")
+    with pytest.raises(ValueError, match=r"training images are 12x10 pixels and the test images 12x20; give size= to"):
+        D.load_data(tmp_path)
+    assert next(iter(D.load_data(tmp_path, size=8).test))[0].shape == (4, 3, 8, 8)

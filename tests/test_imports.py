@@ -172,6 +172,7 @@ ALLOWED = {
         "utils.assignments",
         "utils.augmentation",
         "utils.brief",
+        "utils.compiling",
         "utils.forward",
         "utils.kept",
         "utils.loader",

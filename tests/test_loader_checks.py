@@ -4,12 +4,20 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+)
 
 from conftest import IMAGES, LABELS, QUIET, TinyNet, fit, random_batches
 from eva_utils import main as engine
 from eva_utils.utils import parts
 from eva_utils.utils.data import load_data
+from eva_utils.utils.history import describe_loader
 
 
 class Rewinding:
@@ -118,3 +126,18 @@ def test_of_a_loader_is_known_whether_it_shuffles():
     }
     for known, those in loaders.items():
         assert [parts.is_shuffled(loader) for loader in those] == [known] * 2
+
+
+def test_the_images_of_a_loader_are_those_it_gives_and_not_those_of_its_dataset():
+    dataset, half = random_batches(8), SubsetRandomSampler(range(4))
+    loaders = {
+        8: [DataLoader(dataset), DataLoader(dataset, shuffle=True), DataLoader(dataset, batch_size=None)],
+        4: [DataLoader(dataset, sampler=half), DataLoader(dataset, batch_sampler=BatchSampler(half, 2, False))],
+        12: [DataLoader(dataset, sampler=RandomSampler(dataset, num_samples=12))],
+        None: [[(IMAGES, LABELS)]],
+    }
+    for known, those in loaders.items():
+        assert [parts.count_images(loader) for loader in those] == [known] * len(those)
+        assert [describe_loader(loader).get("images") for loader in those] == [known] * len(those)
+    # Of several processes one draws its share.
+    assert parts.count_images(DataLoader(dataset, sampler=DistributedSampler(dataset, 2, 0))) == 8

@@ -1,5 +1,7 @@
 """The names that the package itself has."""
 
+import sys
+
 import pytest
 
 import eva_utils as eva
@@ -10,6 +12,8 @@ def test_every_name_is_where_the_package_looks_for_it():
         assert getattr(eva, name).__name__ == name
     assert set(eva.__all__) == {"__version__", *eva._HOME}
     assert dir(eva) == sorted([*eva.__all__, "main", "models", "utils"])
+    for name in ("main", "models", "utils"):
+        assert eva.__getattr__(name) is sys.modules[f"eva_utils.{name}"]  # also before anything has imported it
 
 
 @pytest.mark.parametrize(

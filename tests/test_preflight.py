@@ -309,3 +309,9 @@ def test_the_order_of_the_run_that_follows_is_not_drawn_from():
     state = generator.get_state()
     preflight(TinyNet(), own)
     assert torch.equal(generator.get_state(), state)
+
+
+def test_a_wrapped_model_is_looked_at_without_its_wrapper(data, monkeypatch):
+    """Which of several GPUs takes no batch from the CPU."""
+    monkeypatch.setattr(nn.DataParallel, "forward", lambda *inputs: pytest.fail("the wrapper is not to run"))
+    assert preflight(nn.DataParallel(create_model("small_resnet")), data).passed

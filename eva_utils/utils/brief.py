@@ -1,6 +1,6 @@
 """The audit of a run against an assignment's rules."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from .gradcam import GradCAM
 from .history import History, describe_criterion, describe_loader
 from .kept import keep_rng
 from .notebook import cells_run_here
-from .parts import keep_loaders
+from .parts import count_images, keep_loaders
 from .rules import Finding, equal
 
 
@@ -202,9 +202,3 @@ def are_recorded(loader: Any, recorded: dict) -> bool:
     """Whether a loader's images may be those of a loader on record, by fingerprint, if it has one, and number."""
     same = recorded.get("fingerprint") == getattr(loader, "fingerprint", None)
     return same and recorded.get("images") in (None, count_images(loader))
-
-
-def count_images(loader: Any) -> int | None:
-    """Return how many images a loader has, or None where it does not say."""
-    counted = getattr(loader, "labels", getattr(loader, "dataset", None))
-    return len(counted) if isinstance(counted, Sized) else None

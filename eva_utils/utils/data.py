@@ -120,6 +120,7 @@ def load_data(
     if limit is not None:
         splits = [pick(split, stratified(split[1], limit, seed)) for split in splits]
     _warn_of_absent_classes(splits[0][1], splits[2][1], classes)
+    _check_sides(splits[0][0][0], splits[2][0][0])
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
     fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
     if not fits and size is not None and isinstance(train[0], Tensor):
@@ -180,6 +181,16 @@ def _warn_of_absent_classes(trained: Tensor, tested: Tensor, classes: list[str])
                 f"there, limit= is too small, or {cause}",
                 stacklevel=3,
             )
+
+
+def _check_sides(trained: Tensor, tested: Tensor) -> None:
+    """Refuse a first training and a first test image of different sizes; those of one split are held to its first."""
+    (height, width), (tested_height, tested_width) = trained.shape[1:], tested.shape[1:]
+    if (height, width) != (tested_height, tested_width):
+        raise ValueError(
+            f"the training images are {width}x{height} pixels and the test images {tested_width}x{tested_height}; "
+            "give size= to resize all to one side"
+        )
 
 
 def _uint8_bytes(parts: list[Tensor | ImageFiles], size: int | None) -> int:

@@ -3,14 +3,13 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sized
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .names import plural
-from .parts import is_shuffled, own_generators
+from .parts import count_images, is_shuffled, own_generators
 
 # What a scheduler counts as it goes, and what only says how a step is computed.
 _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
@@ -180,8 +179,9 @@ def describe_loader(loader: Any) -> dict[str, Any]:
         "shuffle": is_shuffled(loader),
         "generators": len(own_generators(loader)),
     }
-    if isinstance(getattr(loader, "dataset", None), Sized):
-        options["images"] = len(loader.dataset)
+    images = count_images(loader)
+    if images is not None:
+        options["images"] = images
     return {"class": type(loader).__name__, **_plain(options, set())}
 
 

@@ -1,6 +1,7 @@
 """Parts of messages: the answer to a misspelt name, and what an error says first."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -22,8 +23,12 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an error's message, of one from a loader's worker that of its own, or its class."""
+    message = str(error)
+    if re.match(r"Caught \w+ in DataLoader worker", message):  # torch puts a whole traceback into it
+        own = re.findall(r"^[\w.]*(?:Error|Exception): (.+)", message, re.MULTILINE)
+        message = own[-1] if own else message
+    return next(iter(message.strip().splitlines()), type(error).__name__)
 
 
 def enumerated(names: Iterable[object]) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
+    DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -95,6 +96,14 @@ def sampler_of(loader: Any) -> Sampler | None:
     """Return what a DataLoader's order comes from: given a batch_sampler, the loader's own sampler is a stand-in."""
     batches = getattr(loader, "batch_sampler", None)
     return getattr(loader if batches is None else batches, "sampler", None)
+
+
+def count_images(loader: Any) -> int | None:
+    """Return how many images a loader gives in an epoch, of all processes together, or None where it does not say."""
+    dataset, sampler = getattr(loader, "dataset", None), sampler_of(loader)
+    drawn = dataset if isinstance(sampler, DistributedSampler) or not isinstance(sampler, Sized) else sampler
+    counted = getattr(loader, "labels", drawn)
+    return len(counted) if isinstance(counted, Sized) else None
 
 
 def own_generators(*loaders: Any) -> list[torch.Generator]:

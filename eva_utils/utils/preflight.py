@@ -12,6 +12,7 @@ from .augmentation import Check, augmentation_checks
 from .batches import check_batch, check_labels
 from .brief import audit_plan
 from .checks import check_criterion, check_data, check_loader, check_model, check_optimizer
+from .compiling import unwrap
 from .failures import explain_failure, is_misfit
 from .forward import loss_of
 from .kept import keep_rng
@@ -87,7 +88,7 @@ def preflight(
         name = "the first batch of data.train"
         images, all_labels = check_batch(next(iter(data.train), None), name)
         images, labels = images[:IMAGES].cpu(), all_labels[:IMAGES].cpu()
-        trial = copy_model(model).cpu().train()
+        trial = copy_model(unwrap(model)).cpu().train()
         try:
             with torch.no_grad():
                 outputs = trial(images)

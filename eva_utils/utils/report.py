@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import finished, page
 from .assignments import Brief, find_brief
 from .batches import check_classes
-from .brief import Audit, audit, count_images
+from .brief import Audit, audit
 from .checkpoint import load_weights
 from .checks import check_data, check_model
 from .command_note import commands_of
@@ -22,7 +22,7 @@ from .kept import keep_rng
 from .lock import locked
 from .norm_rules import norm_kinds
 from .notebook import cells_of
-from .parts import copy_model, keep_loaders, parametrizations
+from .parts import copy_model, count_images, keep_loaders, parametrizations
 from .predictions import Predictions, Records, predict
 from .runtime import pick_device, versions
 from .summary import summary
