@@ -128,7 +128,13 @@ def test_a_transformer_is_drawn_through_its_reshape(data):
 
 
 def test_a_map_without_anything_positive_is_named(data, monkeypatch):
-    monkeypatch.setattr(GradCAM, "__call__", lambda self, images, classes: {"layer2": torch.zeros(len(images), 32, 32)})
+    explain = GradCAM.explain
+
+    def without(self, images, classes):
+        found = explain(self, images, classes)
+        return found._replace(maps={name: torch.zeros_like(map_) for name, map_ in found.maps.items()})
+
+    monkeypatch.setattr(GradCAM, "explain", without)
     model = create_model("small_resnet")
     assert overlaps(plotting.plot_gradcam(model, records_of(model, 5), data, "layer2")) == ([], [])
     figure = plotting.plot_gradcam(model, records_of(model, 2), data, layers=["layer2"])
@@ -148,7 +154,7 @@ def test_records_of_another_model_are_warned_of(data):
         plotting.plot_gradcam(model, shown, data, layers=["layer2"])
     with torch.no_grad():
         other.fc.weight.mul_(100)
-    said = GradCAM(other).probabilities(torch.stack([record.image for record in shown]))
+    said = GradCAM(other).explain(torch.stack([record.image for record in shown])).probabilities
     other.eval()
     torch.testing.assert_close(said, other(torch.stack([record.image for record in shown])).softmax(dim=1).detach())
     apart = [abs(row[record.predicted] - record.confidence) for row, record in zip(said, shown, strict=True)]
@@ -159,3 +165,12 @@ def test_records_of_another_model_are_warned_of(data):
     expected = rf"hold: of image #{shown[most].index} '{name}' with {now:.0f}% and not {before:.0f}%; predict anew if"
     with pytest.warns(UserWarning, match=expected):
         plotting.plot_gradcam(other, shown, data, layers=["layer2"])
+
+
+@pytest.mark.parametrize(("layers", "passes"), [(["layer2", "layer3"], 1), (["layer2"], 2), (None, 4)])
+def test_a_figure_runs_the_model_once_a_class_and_once_more_to_find_a_layer(data, layers, passes):
+    model = create_model("small_resnet")
+    shown, runs = records_of(model, 3), []
+    model.register_forward_pre_hook(lambda module, inputs: runs.append(len(inputs[0])))
+    plotting.plot_gradcam(model, shown, data, layers)
+    assert len(runs) == passes and runs.count(3) == (1 if layers and len(layers) > 1 else 2)

@@ -50,10 +50,8 @@ def plot_gradcam(
     if not records:
         return draw_gradcam(records, data, {})
     images = torch.stack([record.image for record in records])
-    sizes = cam.sizes(images)
-    cam = GradCAM(model, list(sizes), reshape=reshape)  # which need not search for a layer again
-    maps = cam(images, [record.predicted for record in records])
-    _warn_of_another_answer(cam.probabilities(images), records, data.classes)
+    maps, sizes, probabilities = cam.explain(images, [record.predicted for record in records])
+    _warn_of_another_answer(probabilities, records, data.classes)
     true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
     return draw_gradcam(records, data, maps, true_maps, sizes)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,20 @@ from .kept import keep_buffers, keep_rng
 from .names import unknown_name
 
 Reshape = Callable[[Tensor], Tensor]
+
+
+class Explanation(NamedTuple):
+    """What `GradCAM.explain` returns, on the CPU.
+
+    Attributes:
+        maps: {layer: float32 (N, H, W) in [0, 1]}, at the images' size.
+        sizes: {layer: (h, w)}, height and width of the layer's map before it was enlarged.
+        probabilities: float32 (N, C), softmax of the logits.
+    """
+
+    maps: dict[str, Tensor]
+    sizes: dict[str, tuple[int, int]]
+    probabilities: Tensor
 
 
 class GradCAM:
@@ -94,12 +108,22 @@ class GradCAM:
             ValueError: the images are no batch, a class does not exist, a layer does not run, has no map
                 or does not reach the logits.
         """
+        return self.explain(images, classes).maps
+
+    def explain(self, images: Tensor, classes: int | Sequence[int] | Tensor | None = None) -> Explanation:
+        """Return the maps with their sizes before they were enlarged, and the model's probabilities.
+
+        Args and errors are those of a call.
+        """
         with self._quiet(images) as own:
-            maps = self._maps(own, classes, self.layers or [deepest_layer(self.model, own, self._shape)])
-        size = images.shape[-2:]
-        # Scaled before as well, so that rounding in the upsampling of a flat map is not stretched into a pattern.
-        sized = {name: F.interpolate(_scale(map_)[:, None], size, mode="bilinear")[:, 0] for name, map_ in maps.items()}
-        return {name: _scale(map_).cpu() for name, map_ in sized.items()}
+            raw, logits = self._maps(own, classes, self.layers or [deepest_layer(self.model, own, self._shape)])
+        maps = {}
+        for name, map_ in raw.items():
+            # Scaled before as well, so that rounding in the upsampling of a flat map is not stretched into a pattern.
+            sized = F.interpolate(_scale(map_)[:, None], images.shape[-2:], mode="bilinear")[:, 0]
+            maps[name] = _scale(sized).cpu()
+        sizes = {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in raw.items()}
+        return Explanation(maps, sizes, logits.float().softmax(dim=1).cpu())
 
     def sizes(self, images: Tensor) -> dict[str, tuple[int, int]]:
         """Return height and width of each layer's map before it is enlarged, from one image of the batch.
@@ -110,27 +134,7 @@ class GradCAM:
         Raises:
             ValueError: those of a call.
         """
-        with self._quiet(images) as own:
-            maps = self._maps(own[:1], None, self.layers or [deepest_layer(self.model, own, self._shape)])
-        return {name: (map_.shape[-2], map_.shape[-1]) for name, map_ in maps.items()}
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Return the images' class probabilities, in evaluation mode and without autocast, as for a map.
-
-        Args:
-            images: float32 (N, 3, H, W), as for a call.
-
-        Returns:
-            float32 (N, C), softmax of the logits, on the CPU.
-
-        Raises:
-            ValueError: the images are no batch, or the model does not return logits.
-        """
-        with self._quiet(images) as own:
-            with failure_explained(self.model, own):
-                logits = self.model(own)
-            check_logits(logits, own)
-        return logits.float().softmax(dim=1).cpu()
+        return self.explain(images[:1]).sizes
 
     @contextmanager
     def _quiet(self, images: Tensor) -> Iterator[Tensor]:
@@ -157,8 +161,8 @@ class GradCAM:
             stack.enter_context(torch.no_grad())
             yield images.detach().clone().to(device, dtype)
 
-    def _maps(self, images: Tensor, classes: Any, layers: list[str]) -> dict[str, Tensor]:
-        """Return the unscaled maps (N, h, w) of the layers."""
+    def _maps(self, images: Tensor, classes: Any, layers: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the unscaled maps (N, h, w) of the layers, and the logits."""
         outputs: dict[str, Tensor] = {}
 
         def keep(name: str):
@@ -191,7 +195,7 @@ class GradCAM:
             activation, gradient = (self._shape(part.detach()) for part in (outputs[name], gradient))
             weights = gradient.mean(dim=(2, 3), keepdim=True)
             maps[name] = (weights * activation).sum(dim=1).relu().float()
-        return maps
+        return maps, logits.detach()
 
     def _shape(self, output: Tensor) -> Tensor:
         own = getattr(self.model, "cam_reshape", None)
