@@ -55,6 +55,18 @@ _HOME = {
     "summary": "utils.summary",
     "write_tensorboard": "utils.tensorboard",
 }
+_ELSEWHERE = {  # as other toolkits call it
+    "accuracy": "test",
+    "evaluate": "test",
+    "find_lr": "lr_find",
+    "load_model": "load_weights",
+    "misclassified": "predict",
+    "plot_curves": "plot_history",
+    "plot_loss": "plot_history",
+    "plot_misclassified": "plot_images",
+    "set_seed": "seed_everything",
+    "train_model": "fit",
+}
 _PARTS = ("main", "models", "utils")
 __all__ = ["__version__", *_HOME]
 
@@ -63,7 +75,7 @@ def __getattr__(name: str):
     if name in _PARTS:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
-        near = difflib.get_close_matches(name.lower(), _HOME, n=1)
+        near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name.lower(), _HOME, 1, 0.7)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -371,6 +371,9 @@ def test_a_damaged_archive_or_one_of_another_dataset_is_refused_and_kept(tmp_pat
         ValueError, match="is a file; unpack it and give the folder, which holds train/<class>/ with test"
     ):
         D.load_data(archive)
+    (tmp_path / "cat.JPG").touch()
+    with pytest.raises(ValueError, match=r'cat\.JPG is an image; load_data takes a folder .* "A picture of your own"'):
+        D.load_data(tmp_path / "cat.JPG")
 
 
 def test_batches_are_made_on_the_cpu_where_the_best_device_is_mps(image_folder, monkeypatch):

@@ -118,6 +118,17 @@ def test_images_that_are_trained_and_tested_on_are_warned_of(tiny_net):
             engine.fit(model, train, test, epochs=1, **QUIET)
 
 
+def test_two_loaders_of_one_whole_dataset_are_warned_of(tiny_net):
+    dataset = random_batches(8)
+    shuffled, ordered = DataLoader(dataset, batch_size=4, shuffle=True), DataLoader(dataset, batch_size=4)
+    with pytest.warns(UserWarning, match="tested on the images it trains on"):
+        engine.fit(tiny_net, shuffled, ordered, epochs=1, **QUIET)
+    halves = [DataLoader(dataset, batch_size=4, sampler=SubsetRandomSampler(range(at, at + 4))) for at in (0, 4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.fit(TinyNet(), *halves, epochs=1, **QUIET)
+
+
 def test_of_a_loader_is_known_whether_it_shuffles():
     loaders = {
         True: [SHUFFLED, DataLoader(SAMPLES, batch_size=None, shuffle=True)],

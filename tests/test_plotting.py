@@ -3,6 +3,7 @@
 import functools
 import itertools
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -302,5 +303,8 @@ def test_other_things_than_records_and_data_are_refused(data):
         plotting.plot_images(data, data)
     with pytest.raises(TypeError, match="any object with classes, mean and std; list has no classes"):
         plotting.plot_images(records(data, 2), data.classes)
-    with pytest.raises(TypeError, match="plot_history takes what fit returned, or several by name, not str"):
-        plotting.plot_history("runs/s8")
+    with pytest.raises(TypeError, match="plot_history takes what fit returned, or several by name, not int"):
+        plotting.plot_history(8)
+    for given in ("runs/s8", {"first": Path("runs/s8")}):
+        with pytest.raises(TypeError, match=r"read it with eva\.History\.load\('runs/s8'\)"):
+            plotting.plot_history(given)

@@ -234,6 +234,14 @@ def test_pixels_that_were_not_scaled_are_found(data):
     assert "scale them to 0 to 1" in check.cause
 
 
+def test_of_scaled_pixels_it_is_left_open_whether_they_are_normalized(data):
+    batches = [(denormalize(images, data.mean, data.std), labels) for images, labels in data.train]
+    own = types.SimpleNamespace(classes=data.classes, train=batches, test=list(data.test))
+    check = preflight(create_model("small_resnet"), own).checks[0]
+    assert check.name == "images are normalized" and check.passed is None
+    assert check.found.endswith(": scaled, but it seems not normalized by mean and std")
+
+
 class WithImages(list):
     """Batches, and all images as well, as a loader of one's own may have them."""
 

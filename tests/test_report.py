@@ -72,8 +72,11 @@ def test_author_and_remarks_are_the_reports_and_told_from_its_own_words(run, dat
     assert write_report(folder, model, data, "eva8_s7").path == path and "Ada" not in path.read_text(encoding="utf-8")
     with pytest.raises(TypeError, match="author is a text, not 7"):
         write_report(folder, model, data, author=7)
-    with pytest.raises(TypeError, match="remarks is a text, not ' '"):
-        write_report(folder, model, data, remarks=" ")
+    with pytest.raises(TypeError, match="remarks is a text, not 8"):
+        write_report(folder, model, data, remarks=8)
+    report = write_report(folder, model, data, "eva8_s7", author="", remarks=" \n")
+    text = report.path.read_text(encoding="utf-8")
+    assert "Grad-CAM\n\n## Contents" in text and "Remarks" not in text
 
 
 def test_every_link_and_picture_is_there(run, data):

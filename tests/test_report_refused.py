@@ -80,7 +80,9 @@ def test_another_model_is_refused(run, data):
 
 def test_other_data_is_refused(run):
     folder, model, _ = run
-    refused(folder, model, load_data("shapes", limit=60), "data.train is not what the run was trained on")
+    refused(folder, model, load_data("shapes", limit=60), r"trained on \(80 images, and these are 60\); load the data")
+    other = load_data("shapes", limit=80, seed=1)
+    refused(folder, model, other, "data.train is not what the run was trained on; load the data as it was")
 
 
 def test_other_test_images_are_refused(run, data):

@@ -149,7 +149,10 @@ def test_the_sections_say_what_is_shown_and_what_was_judged():
     assert gallery.startswith("2 test images, most confident first; indices 5, 3.\n\n![misclassified images](")
     assert sections.gallery(record, HITS, "right").startswith("2 test images, surest first; indices 5, 3.")
     drawn = sections.gradcam(record, MISTAKES, "wrong")
-    assert "conv 8x4" in drawn and "Each image is followed by" in drawn and "deepest" not in drawn
+    assert "conv 8x4" in drawn and "deepest" not in drawn
+    followed = "Each image is followed by the overlay for the predicted class"
+    assert f"{followed} and by that for the true one." in drawn
+    assert f"{followed}. Dark violet" in sections.gradcam(record, HITS, "right")
     record["maps"], record["layers_were_named"] = {"a": (8, 8), "b": (4, 4)}, False
     assert "Each row is one image" in sections.gradcam(record, HITS, "right")
     assert "The layer is the deepest" in sections.gradcam(record, HITS, "right")

@@ -35,7 +35,10 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
         TypeError: `model` is no model.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+        raise TypeError(
+            f"load_weights takes a model and the folder of a run, as load_weights(model, 'runs/s8'), not "
+            f"{type(model).__name__} and {type(run).__name__}"
+        )
     if which not in ("best", "last"):
         raise ValueError(f"which is 'best' or 'last', not {which!r}")
     if Path(run).is_file():
@@ -73,7 +76,8 @@ def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:
     own = model.state_dict()
     for name in own | weights:
         if name not in weights or name not in own:
-            return f"{name!r} is only in the {'model' if name in own else 'file'}"
+            batch = ", as with another norm=" if ".running_" in name else ""
+            return f"{name!r} is only in the {'model' if name in own else 'file'}{batch}"
         if not isinstance(own[name], Tensor) or not isinstance(weights[name], Tensor):  # of get_extra_state
             continue
         if own[name].shape != weights[name].shape:

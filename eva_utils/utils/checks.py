@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from .parts import is_shuffled, loss_parameters, option_of, parameters_left_out, trainable_parameters
+from .parts import (
+    is_shuffled,
+    loss_parameters,
+    option_of,
+    parameters_left_out,
+    sampler_of,
+    trainable_parameters,
+)
 
 
 def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
@@ -68,13 +75,24 @@ def warn_of_loaders(train_loader: Any, test_loader: Any) -> None:
             "fit takes the training loader first, fit(model, data.train, data.test)",
             stacklevel=3,
         )
-    images = getattr(train_loader, "fingerprint", None)
-    if train_loader is test_loader or (images and images == getattr(test_loader, "fingerprint", None)):
+    if _have_the_same_images(train_loader, test_loader):
         warnings.warn(
             "the model is tested on the images it trains on, so its accuracy says nothing of new ones; pass data.test, "
             "or data.validation, as the second loader",
             stacklevel=3,
         )
+
+
+def _have_the_same_images(train_loader: Any, test_loader: Any) -> bool:
+    """Whether two loaders are known to give the same images: of one dataset they may still take different parts."""
+    both = (train_loader, test_loader)
+    fingerprints, datasets = ([getattr(loader, name, None) for loader in both] for name in ("fingerprint", "dataset"))
+    whole = all(type(sampler_of(loader)) in (RandomSampler, SequentialSampler) for loader in both)
+    return (
+        train_loader is test_loader
+        or (fingerprints[0] is not None and fingerprints[0] == fingerprints[1])
+        or (whole and datasets[0] is datasets[1])
+    )
 
 
 def warn_of_trained(trained: bool) -> None:

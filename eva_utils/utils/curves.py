@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import BLUE, COLOURS, GREY, ORANGE, WIDTH, fit, new_figure, tidy, wrap
@@ -66,6 +67,9 @@ def plot_history(history: History | Mapping[str, History], tested: str = "test")
     """
     from matplotlib import rcParams
 
+    for folder in history.values() if isinstance(history, Mapping) else [history]:
+        if isinstance(folder, str | Path):
+            raise TypeError(f"plot_history takes the record of a run; read it with eva.History.load({str(folder)!r})")
     if not isinstance(history, History | Mapping):
         raise TypeError(
             f"plot_history takes what fit returned, or several by name, not {type(history).__name__}; compare runs as "

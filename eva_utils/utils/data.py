@@ -120,7 +120,6 @@ def load_data(
     if limit is not None:
         splits = [pick(split, stratified(split[1], limit, seed)) for split in splits]
     _warn_of_absent_classes(splits[0][1], splits[2][1], classes)
-    _check_sides(splits[0][0][0], splits[2][0][0])
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
     fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
     if not fits and size is not None and isinstance(train[0], Tensor):
@@ -131,6 +130,7 @@ def load_data(
     fingerprints = [take_fingerprint(*split) for split in splits]  # of files, also if they fit
     if fits:
         splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
+    _check_sides(splits[0][0][0], splits[2][0][0])
     own = source == "cifar10" and test_share is None and size in (None, 32)
     known = (CIFAR10_MEAN, CIFAR10_STD) if own else None
     mean, std = known or _statistics(splits[0][0], workers)
@@ -184,7 +184,7 @@ def _warn_of_absent_classes(trained: Tensor, tested: Tensor, classes: list[str])
 
 
 def _check_sides(trained: Tensor, tested: Tensor) -> None:
-    """Refuse a first training and a first test image of different sizes; those of one split are held to its first."""
+    """Refuse a first training and a first test image of different sizes; the others are held to the first ones."""
     (height, width), (tested_height, tested_width) = trained.shape[1:], tested.shape[1:]
     if (height, width) != (tested_height, tested_width):
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import nn
 from .brief import are_recorded
 from .checkpoint import latest_state, load_weights
 from .history import History
-from .parts import copy_model
+from .parts import copy_model, count_images
 from .predictions import Predictions, predict
 from .runtime import pick_precision, precision_name
 
@@ -49,8 +49,10 @@ def tested_splits(history: History, data: Any) -> list[str]:
     """
     trained, tested = (history.settings[f"{part}_loader"] for part in ("train", "test"))
     if trained.get("fingerprint") != getattr(data.train, "fingerprint", None):
+        images, count = trained.get("images"), count_images(data.train)
+        numbers = f" ({images:,} images, and these are {count:,})" if images and count and images != count else ""
         raise ValueError(
-            "data.train is not what the run was trained on; load the data as it was, with the same options"
+            f"data.train is not what the run was trained on{numbers}; load the data as it was, with the same options"
         )
     splits = {name: getattr(data, name, None) for name in ("test", "validation")}
     found = [name for name, split in splits.items() if split is not None and are_recorded(split, tested)]

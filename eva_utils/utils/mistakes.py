@@ -41,10 +41,13 @@ def layers_are_known(model: nn.Module) -> Check:
 
 
 def images_are_scaled(images: Tensor) -> Check:
-    """See whether the images' numbers are small, as normalized pixels are, and not those from 0 to 255."""
+    """See whether the images' numbers are small, as normalized pixels are, and not from 0 to 255, or from 0 to 1."""
     low, high = (value.item() for value in images.aminmax())
+    found = f"from {low:.2f} to {high:.2f}"
+    if low >= 0 and high <= 1:
+        return Check("images are normalized", None, f"{found}: scaled, but it seems not normalized by mean and std")
     cause = "pixels from 0 to 255: scale them to 0 to 1, as v2.ToDtype(torch.float32, scale=True) does, and normalize"
-    return Check("images are normalized", max(-low, high) <= LARGEST, f"from {low:.2f} to {high:.2f}", cause)
+    return Check("images are normalized", max(-low, high) <= LARGEST, found, cause)
 
 
 def outputs_are_logits(outputs: Any, labels: Tensor, classes: int) -> Check:

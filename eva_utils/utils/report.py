@@ -130,8 +130,8 @@ def write_report(
         record = {
             "title": brief.title if brief else f"{history.settings['model']}, {len(history)} epochs",
             "objective": brief.objective if brief else "Train an image classifier and see what it learnt.",
-            "author": author,
-            "remarks": remarks,
+            "author": (author or "").strip() or None,
+            "remarks": (remarks or "").strip() or None,
             "settings": history.settings,
             "rows": history.rows,
             "results": results,
@@ -165,7 +165,7 @@ def _check_arguments(run: Any, model: Any, data: Any, author: Any, remarks: Any)
     check_model(model)
     check_data(data, "train", "test", "classes", "mean", "std")
     for name, text in (("author", author), ("remarks", remarks)):
-        if text is not None and not (isinstance(text, str) and text.strip()):
+        if text is not None and not isinstance(text, str):
             raise TypeError(f"{name} is a text, not {text!r}")
 
 

@@ -114,7 +114,8 @@ def gradcam(record: dict, kind: str, name: str) -> str:
     shown = (
         "Each row is one image: as it is, then overlay and map for the predicted class at each layer."
         if len(record["maps"]) > 1
-        else "Each image is followed by the overlay for the predicted class and, of a mistake, for the true one."
+        else "Each image is followed by the overlay for the predicted class"
+        + (" and by that for the true one." if kind == MISTAKES else ".")
     )
     if not record["layers_were_named"]:
         shown += f" The layer is the deepest whose map has at least {LEAST_SIDE}x{LEAST_SIDE} pixels."

@@ -48,6 +48,11 @@ def read_source(source: str | Path, root: Path, size: int | None = None) -> tupl
     folder = Path(source)
     if not folder.exists() and (root / folder).is_dir():
         folder = root / folder
+    if folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{folder} is an image; load_data takes a folder of them, which holds {LAYOUT}. To classify one picture "
+            'see "A picture of your own" in docs/guide.md'
+        )
     if folder.is_file():
         raise ValueError(f"{folder} is a file; unpack it and give the folder, which holds {LAYOUT}")
     if not folder.is_dir():
