@@ -4,7 +4,7 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from conftest import TinyNet, random_batches
 from eva_utils import main as engine
@@ -85,6 +85,13 @@ def test_wrong_and_correct_partition_the_images_in_order(predictions):
     assert [record.index for record in predictions.wrong(3)] == [record.index for record in wrong[:3]]
     assert (wrong.kind, wrong.asked, correct.kind) == ("misclassified", 100, "correctly classified")
     assert predictions.wrong().asked == predictions.correct().asked == 20
+
+
+def test_confidences_that_round_to_1_are_in_order_of_what_the_other_classes_have():
+    ones = torch.ones(3, dtype=torch.int64)
+    probabilities = torch.tensor([[1e-9, 1], [1e-12, 1], [1e-10, 1]])
+    found = Predictions(DataLoader(TensorDataset(torch.zeros(3, 3, 8, 8), ones)), probabilities, ones, ones).correct(3)
+    assert [(record.index, record.confidence) for record in found] == [(1, 1), (2, 1), (0, 1)]
 
 
 def test_what_is_done_to_a_records_image_leaves_the_loaders_alone(tiny_net):

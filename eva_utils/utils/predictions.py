@@ -148,8 +148,9 @@ class Predictions:
             shuffled = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
             positions = positions[shuffled]
         else:
-            confidence = self.probabilities[positions].gather(1, self.predicted[positions, None]).flatten()
-            positions = positions[confidence.argsort(descending=True, stable=True)]
+            # By what the other classes have together, which tells apart what rounds to a confidence of 1.
+            others = self.probabilities[positions].double().scatter(1, self.predicted[positions, None], 0)
+            positions = positions[others.sum(dim=1).argsort(stable=True)]
         with keep_rng(), keep_loaders(self._loader):
             if self._rng:  # so that a loader which draws yields the very images that were predicted
                 set_rng_state(self._rng)
