@@ -8,7 +8,6 @@ python main.py --preflight --data cifar10 --model resnet18
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -101,11 +100,11 @@ def check_options(args: argparse.Namespace) -> None:
 
 def check_out(out: Path, resume: bool, mirror: Path | None) -> None:
     """Refuse a folder of other files, so that a run never mixes with them."""
-    if not (resume and mirror):  # which may have what the folder lacks
+    if not (resume and mirror and out.is_dir()):  # the mirror may have what the folder lacks
         check_folder(out, "auto" if resume else False)
     if out.is_dir() and not holds_run(out):
-        others = sorted(path.name for path in out.iterdir() if path.name not in (".lock", command_note.NAME))
-        others = [name for name in others if not re.fullmatch(r"\..*\.tmp", name)]  # what a kill left of a save
+        own = {".lock", command_note.NAME, *(path.name for path in out.glob(".*.tmp"))}  # the last as a kill leaves it
+        others = sorted(path.name for path in out.iterdir() if path.name not in own)
         if others:
             raise ValueError(f"--out {out} holds other files ({others[0]}) and no run; name a new or an empty folder")
     command_note.read_note(out)  # a damaged one is refused before the training, after which it is written to

@@ -198,7 +198,7 @@ def test_a_module_finds_its_version_again(ema, older, tmp_path):
 def test_load_weights_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"best\.pt does not exist; give the folder that fit"):
         disk.load_weights(TinyNet(), tmp_path)
-    with pytest.raises(TypeError, match=r"as load_weights\(model, 'runs/s8'\), not str and TinyNet"):
+    with pytest.raises(TypeError, match=r"Module, not str; pass the model itself, as load_weights\(model, 'runs/s8'\)"):
         disk.load_weights(str(tmp_path), TinyNet())
     with pytest.raises(ValueError, match="which is 'best' or 'last', not 'first'"):
         disk.load_weights(TinyNet(), tmp_path, "first")

@@ -139,16 +139,23 @@ def test_of_a_loader_is_known_whether_it_shuffles():
         assert [parts.is_shuffled(loader) for loader in those] == [known] * 2
 
 
-def test_the_images_of_a_loader_are_those_it_gives_and_not_those_of_its_dataset():
+def test_of_a_dataset_count_the_images_that_its_loader_draws():
     dataset, half = random_batches(8), SubsetRandomSampler(range(4))
+    in_batches = BatchSampler(RandomSampler(dataset), 2, False)
     loaders = {
-        8: [DataLoader(dataset), DataLoader(dataset, shuffle=True), DataLoader(dataset, batch_size=None)],
+        8: [
+            DataLoader(dataset),
+            DataLoader(dataset, shuffle=True),
+            DataLoader(dataset, batch_size=None),
+            DataLoader(dataset, sampler=in_batches, batch_size=None),
+            DataLoader(dataset, sampler=RandomSampler(dataset, replacement=True, num_samples=12)),
+            DataLoader(dataset, sampler=DistributedSampler(dataset, 2, 0)),  # of all processes together
+        ],
         4: [DataLoader(dataset, sampler=half), DataLoader(dataset, batch_sampler=BatchSampler(half, 2, False))],
-        12: [DataLoader(dataset, sampler=RandomSampler(dataset, num_samples=12))],
         None: [[(IMAGES, LABELS)]],
     }
     for known, those in loaders.items():
-        assert [parts.count_images(loader) for loader in those] == [known] * len(those)
-        assert [describe_loader(loader).get("images") for loader in those] == [known] * len(those)
-    # Of several processes one draws its share.
-    assert parts.count_images(DataLoader(dataset, sampler=DistributedSampler(dataset, 2, 0))) == 8
+        assert [parts.count_drawn(loader) for loader in those] == [known] * len(those)
+        told = [describe_loader(loader) for loader in those]
+        assert [options.get("drawn", options.get("images")) for options in told] == [known] * len(told)
+        assert all(options.get("images") == parts.count_images(DataLoader(dataset)) for options in told if known)

@@ -239,7 +239,7 @@ def test_of_scaled_pixels_it_is_left_open_whether_they_are_normalized(data):
     own = types.SimpleNamespace(classes=data.classes, train=batches, test=list(data.test))
     check = preflight(create_model("small_resnet"), own).checks[0]
     assert check.name == "images are normalized" and check.passed is None
-    assert check.found.endswith(": scaled, but it seems not normalized by mean and std")
+    assert check.found.endswith(": scaled to 0 to 1, but apparently not normalized by mean and std")
 
 
 class WithImages(list):
@@ -320,6 +320,6 @@ def test_the_order_of_the_run_that_follows_is_not_drawn_from():
 
 
 def test_a_wrapped_model_is_looked_at_without_its_wrapper(data, monkeypatch):
-    """Which of several GPUs takes no batch from the CPU."""
+    """On several GPUs the wrapper takes no batch from the CPU."""
     monkeypatch.setattr(nn.DataParallel, "forward", lambda *inputs: pytest.fail("the wrapper is not to run"))
     assert preflight(nn.DataParallel(create_model("small_resnet")), data).passed

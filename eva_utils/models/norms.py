@@ -15,7 +15,7 @@ Norm = str | Callable[[int], nn.Module]
 def channels_first(x: Tensor) -> Tensor:
     """Return (N, H, W, C) as (N, C, H, W): a view, which lies channels last, but on an Apple GPU a copy.
 
-    There the gradients of relu, pooling and batch normalization of such views are wrong
+    There the gradients of activations, pooling and batch normalization of such views are wrong, or end the process
     (https://github.com/pytorch/pytorch/issues/175188 to 175190).
     """
     x = x.permute(0, 3, 1, 2)

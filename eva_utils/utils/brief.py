@@ -16,7 +16,7 @@ from .gradcam import GradCAM
 from .history import History, describe_criterion, describe_loader
 from .kept import keep_rng
 from .notebook import cells_run_here
-from .parts import count_images, keep_loaders
+from .parts import count_drawn, count_images, keep_loaders
 from .rules import Finding, equal
 
 
@@ -161,7 +161,7 @@ def audit_plan(
 
 
 def _of_data(brief: Brief, data: Any, trained: dict) -> list[Finding]:
-    counts: tuple = (trained.get("images"), count_images(data.test))
+    counts: tuple = (trained.get("drawn", trained.get("images")), count_drawn(data.test))
     if None not in counts and getattr(data, "test_share", None) is not None:
         counts = (*counts, "split anew")
     return [
@@ -201,4 +201,5 @@ def _loss(name: str) -> str:
 def are_recorded(loader: Any, recorded: dict) -> bool:
     """Whether a loader's images may be those of a loader on record, by fingerprint, if it has one, and number."""
     same = recorded.get("fingerprint") == getattr(loader, "fingerprint", None)
-    return same and recorded.get("images") in (None, count_images(loader))
+    counts = {"images": count_images(loader), "drawn": count_drawn(loader)}
+    return same and all(recorded.get(name) in (None, count) for name, count in counts.items())

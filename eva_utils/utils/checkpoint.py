@@ -36,8 +36,8 @@ def load_weights(model: nn.Module, run: str | Path, which: str = "best") -> nn.M
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"load_weights takes a model and the folder of a run, as load_weights(model, 'runs/s8'), not "
-            f"{type(model).__name__} and {type(run).__name__}"
+            f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself, as load_weights(model, "
+            "'runs/s8')"
         )
     if which not in ("best", "last"):
         raise ValueError(f"which is 'best' or 'last', not {which!r}")
@@ -76,7 +76,7 @@ def weights_differ(weights: dict[str, Tensor], model: nn.Module) -> str | None:
     own = model.state_dict()
     for name in own | weights:
         if name not in weights or name not in own:
-            batch = ", as with another norm=" if ".running_" in name else ""
+            batch = ", as with another normalization" if ".running_" in name else ""
             return f"{name!r} is only in the {'model' if name in own else 'file'}{batch}"
         if not isinstance(own[name], Tensor) or not isinstance(weights[name], Tensor):  # of get_extra_state
             continue

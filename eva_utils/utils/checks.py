@@ -91,7 +91,7 @@ def _have_the_same_images(train_loader: Any, test_loader: Any) -> bool:
     return (
         train_loader is test_loader
         or (fingerprints[0] is not None and fingerprints[0] == fingerprints[1])
-        or (whole and datasets[0] is datasets[1])
+        or (whole and datasets[0] is not None and datasets[0] is datasets[1])
     )
 
 

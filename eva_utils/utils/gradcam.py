@@ -134,7 +134,8 @@ class GradCAM:
         Raises:
             ValueError: those of a call.
         """
-        return self.explain(images[:1]).sizes
+        is_batch = isinstance(images, Tensor) and images.ndim == 4
+        return self.explain(images[:1] if is_batch else images).sizes
 
     @contextmanager
     def _quiet(self, images: Tensor) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .names import plural
-from .parts import count_images, is_shuffled, own_generators
+from .parts import count_drawn, count_images, is_shuffled, own_generators
 
 # What a scheduler counts as it goes, and what only says how a step is computed.
 _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
@@ -179,9 +179,11 @@ def describe_loader(loader: Any) -> dict[str, Any]:
         "shuffle": is_shuffled(loader),
         "generators": len(own_generators(loader)),
     }
-    images = count_images(loader)
+    images, drawn = count_images(loader), count_drawn(loader)
     if images is not None:
         options["images"] = images
+    if drawn != images:  # the records of earlier versions have the images alone
+        options["drawn"] = drawn
     return {"class": type(loader).__name__, **_plain(options, set())}
 
 

@@ -45,7 +45,9 @@ def images_are_scaled(images: Tensor) -> Check:
     low, high = (value.item() for value in images.aminmax())
     found = f"from {low:.2f} to {high:.2f}"
     if low >= 0 and high <= 1:
-        return Check("images are normalized", None, f"{found}: scaled, but it seems not normalized by mean and std")
+        return Check(
+            "images are normalized", None, f"{found}: scaled to 0 to 1, but apparently not normalized by mean and std"
+        )
     cause = "pixels from 0 to 255: scale them to 0 to 1, as v2.ToDtype(torch.float32, scale=True) does, and normalize"
     return Check("images are normalized", max(-low, high) <= LARGEST, found, cause)
 

@@ -23,11 +23,13 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, of one from a loader's worker that of its own, or its class."""
+    """Return the first line of an error's message, or its class where it has none; of an error in a worker of a loader,
+    whose message torch makes a traceback, that of the error itself.
+    """
     message = str(error)
-    if re.match(r"Caught \w+ in DataLoader worker", message):  # torch puts a whole traceback into it
-        own = re.findall(r"^[\w.]*(?:Error|Exception): (.+)", message, re.MULTILINE)
-        message = own[-1] if own else message
+    if re.match(r"Caught \w+ in DataLoader worker", message):
+        *_, last = re.split(r"\n(?:  .*\n)+", message)  # what follows the last lines of code
+        message = re.sub(r"^[\w.]+: ", "", last)
     return next(iter(message.strip().splitlines()), type(error).__name__)
 
 

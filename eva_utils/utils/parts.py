@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     DistributedSampler,
     RandomSampler,
@@ -99,11 +100,19 @@ def sampler_of(loader: Any) -> Sampler | None:
 
 
 def count_images(loader: Any) -> int | None:
-    """Return how many images a loader gives in an epoch, of all processes together, or None where it does not say."""
-    dataset, sampler = getattr(loader, "dataset", None), sampler_of(loader)
-    drawn = dataset if isinstance(sampler, DistributedSampler) or not isinstance(sampler, Sized) else sampler
-    counted = getattr(loader, "labels", drawn)
+    """Return how many images a loader's dataset has, or None where it does not say."""
+    counted = getattr(loader, "labels", getattr(loader, "dataset", None))
     return len(counted) if isinstance(counted, Sized) else None
+
+
+def count_drawn(loader: Any) -> int | None:
+    """Return how many of its dataset's images a loader may give in an epoch, or None where it does not say."""
+    images = count_images(loader)
+    sampler: Any = sampler_of(loader)
+    sampler = sampler.sampler if isinstance(sampler, BatchSampler) else sampler
+    if images is None or not isinstance(sampler, Sized) or isinstance(sampler, DistributedSampler):
+        return images
+    return min(len(sampler), images)
 
 
 def own_generators(*loaders: Any) -> list[torch.Generator]:

@@ -13,7 +13,7 @@ from . import finished, page
 from .assignments import Brief, find_brief
 from .batches import check_classes
 from .brief import Audit, audit
-from .checkpoint import load_weights
+from .checkpoint import last_epoch, load_weights
 from .checks import check_data, check_model
 from .command_note import commands_of
 from .compiling import unwrap
@@ -22,7 +22,7 @@ from .kept import keep_rng
 from .lock import locked
 from .norm_rules import norm_kinds
 from .notebook import cells_of
-from .parts import copy_model, count_images, keep_loaders, parametrizations
+from .parts import copy_model, count_drawn, keep_loaders, parametrizations
 from .predictions import Predictions, Records, predict
 from .runtime import pick_device, versions
 from .summary import summary
@@ -88,7 +88,7 @@ def write_report(
     GradCAM(model, layers, reshape=reshape)  # refuses a layer that is not there now, and not after the work
     if notebook is not None:
         cells_of(notebook)  # likewise what is no notebook
-    if not folder.is_dir() or not any(folder.glob("epoch-[0-9]*.pt")):
+    if not last_epoch(folder):
         raise FileNotFoundError(
             f"{folder} holds no finished epoch of a run; give the folder that fit(checkpoint=) wrote"
         )
@@ -214,7 +214,7 @@ def _pack(gallery: dict) -> dict:
 
 
 def _describe_data(data: Any) -> dict:
-    counts = {name: count_images(getattr(data, name, None)) for name in ("train", "validation", "test")}
+    counts = {name: count_drawn(getattr(data, name, None)) for name in ("train", "validation", "test")}
     names = {"classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)}
     known = {name: count for name, count in counts.items() if count is not None}
     return {**names, "source": getattr(data, "source", ""), "images": known}
