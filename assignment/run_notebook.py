@@ -16,6 +16,8 @@ from pathlib import Path
 
 import nbformat
 
+from eva_utils.utils.command_note import add_command
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own, of what it imports
     import papermill
@@ -77,6 +79,7 @@ def main() -> None:
     above.mkdir(exist_ok=True)
     if not (above / "eva_utils").is_symlink():
         (above / "eva_utils").symlink_to("..", target_is_directory=True)
+    add_command(above / args.name, "assignment/run_notebook.py")  # of a run that the command line began
     path = ROOT / "assignment" / args.name / f"{args.name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     executed = papermill.execute_notebook(

@@ -28,7 +28,14 @@ def test_a_note_holds_the_first_options_and_every_command_once(run, monkeypatch)
     assert commands_of(run) == "python main.py --epochs 1"
     for _ in range(2):
         add_command(run)
-    lines = ["python main.py --epochs 1", "torchrun --nproc-per-node=2 main.py --epochs 2 --out 'my runs'"]
+    monkeypatch.setattr(processes, "count", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["/a/run_notebook.py", "eva8_s7", "--data", "images"])
+    add_command(run, "assignment/run_notebook.py")
+    lines = [
+        "python main.py --epochs 1",
+        "torchrun --nproc-per-node=2 main.py --epochs 2 --out 'my runs'",
+        "python assignment/run_notebook.py eva8_s7 --data images",
+    ]
     assert read_note(run) == {"commands": lines, **begun} and commands_of(run) == "\n".join(lines)
 
 

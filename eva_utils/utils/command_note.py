@@ -23,11 +23,11 @@ def begin_note(run: Path, options: Mapping[str, Any], data: Any) -> None:
         _write(run, {"commands": [this_command()], "options": plain, **said})
 
 
-def add_command(run: Path) -> None:
-    """Add this command to those that made the run, if it has a note and not this command."""
-    note = read_note(run)
-    if note and this_command() not in note["commands"]:
-        _write(run, note | {"commands": [*note["commands"], this_command()]})
+def add_command(run: Path, program: str = "main.py") -> None:
+    """Add this command, of this program, to those that made the run, if it has a note and not this command."""
+    note, command = read_note(run), this_command(program)
+    if note and command not in note["commands"]:
+        _write(run, note | {"commands": [*note["commands"], command]})
 
 
 def read_note(run: Path) -> dict[str, Any] | None:
@@ -58,11 +58,11 @@ def commands_of(run: Path) -> str | None:
         return None
 
 
-def this_command() -> str:
+def this_command(program: str = "main.py") -> str:
     """Return the line of the shell that started this program."""
     several = processes.count() > 1
     start = ["torchrun", f"--nproc-per-node={processes.count()}"] if several else ["python"]
-    return shlex.join([*start, "main.py", *sys.argv[1:]])
+    return shlex.join([*start, program, *sys.argv[1:]])
 
 
 def _write(run: Path, note: Mapping[str, Any]) -> None:
