@@ -54,7 +54,7 @@ from .utils.schedule_checks import (
     check_steps_left,
     check_unscheduled,
     check_warmup,
-    warn_of_cosine,
+    warn_of_schedule,
 )
 from .utils.state import RunState, check_resumable, recorded_precision
 from .utils.stop import Stop, Stoppable
@@ -288,7 +288,7 @@ def fit(
             warn_of_emulation(dtype, device)
         use_channels_last(model, device, dtype)
         optimizer, scheduler = _complete(model, optimizer, scheduler, device, dtype)
-        warn_of_cosine(scheduler, epochs, warmup, len(train_loader))
+        warn_of_schedule(scheduler, epochs, warmup, len(train_loader))
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         plain_model = unwrap(model)
         parts = (plain_model, optimizer, scheduler, criterion, train_loader, test_loader)

@@ -63,6 +63,8 @@ def assert_same_rows(history, rows):
 
 SCHEDULERS = {
     "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5, threshold=0.5),
+    # Cuts after the fourth epoch, so that a stop after the second one falls into its count.
+    "plateau_patient": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=2, factor=0.5, threshold=0.9),
     "plateau_max": lambda o: lr_scheduler.ReduceLROnPlateau(o, mode="max", patience=0, factor=0.5),
     "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, epochs=5, steps_per_epoch=3),
     "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=4),

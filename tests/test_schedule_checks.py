@@ -1,6 +1,7 @@
 """Schedules that do not fit a run are refused, or warned of."""
 
 import copy
+import math
 import re
 import warnings
 
@@ -103,9 +104,30 @@ def test_a_one_cycle_schedule_that_does_not_end_is_warned_of_and_can_go_on(tmp_p
 def test_a_cosine_of_another_length_is_warned_of(length, warmup, message, tiny_net, recwarn):
     optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=length)
-    schedule_checks.warn_of_cosine(cosine, 5, warmup, 3)
+    schedule_checks.warn_of_schedule(cosine, 5, warmup, 3)
     assert len(recwarn) == (message is not None)
     assert message is None or re.search(message, str(recwarn[0].message))
+
+
+@pytest.mark.parametrize(
+    ("patience", "cooldown", "epochs", "warmup", "cuts"),
+    [(3, 0, 10, 0, 2), (4, 0, 11, 0, 1), (4, 0, 12, 0, 2), (4, 1, 12, 0, 1), (4, 0, 14, 3, 1), (30, 0, 12, 0, 0)],
+)
+def test_a_plateau_that_can_cut_once_at_most_is_warned_of(patience, cooldown, epochs, warmup, cuts, tiny_net, recwarn):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=patience, cooldown=cooldown)
+    schedule_checks.warn_of_schedule(plateau, epochs, warmup, 3)
+    for _ in range(epochs - warmup - 1):  # a cut after the last epoch changes nothing
+        plateau.step(1.0)
+    assert round(-math.log10(optimizer.param_groups[0]["lr"])) == cuts
+    assert len(recwarn) == (cuts < 2)
+    assert cuts > 1 or f"bears {patience} epochs" in str(recwarn[0].message)
+
+
+def test_short_runs_with_a_plateau_are_tried_without_a_word(tiny_net, recwarn):
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(tiny_net.parameters(), lr=1.0))
+    schedule_checks.warn_of_schedule(plateau, 9, 0, 3)
+    assert not recwarn
 
 
 def test_a_rate_of_0_is_refused_unless_the_schedule_raises_it(tiny_net):

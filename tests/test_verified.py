@@ -1,6 +1,8 @@
 """A file is either whole or noticed."""
 
 import io
+import os
+import pickle
 import random
 from pathlib import Path
 
@@ -71,3 +73,27 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path):
 
         verified.save_verified(tmp_path / "state.pt", {"rate": Fraction(1, 3)})
     assert not list(tmp_path.iterdir())
+
+
+class RunsCode:
+    """An object that writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_file_that_would_run_code_is_refused_though_its_checksum_fits(tmp_path, monkeypatch):
+    path, trace = tmp_path / "state.pt", tmp_path / "trace"
+    buffer = io.BytesIO()
+    torch.save({"epoch": RunsCode(trace)}, buffer)
+    monkeypatch.setattr(verified, "_archive", lambda name, value: buffer.getvalue())  # which would not save it
+    verified.save_verified(path, {})
+    assert verified.is_whole(path.read_bytes())
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        verified.load_verified(path)
+    assert not trace.exists()
+    torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
+    assert trace.exists()

@@ -176,7 +176,7 @@ def make_parser() -> Parser:
         "--annihilate", action=switch, default=False, help="let one_cycle end near 0 and not at --lr-min"
     )
     training.add_argument("--factor", type=float, default=0.1, help="by which the plateau schedule cuts the rate")
-    training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss before a cut")
+    training.add_argument("--patience", type=int, default=3, help="epochs without a lower test loss; one more cuts")
     training.add_argument("--threshold", type=float, default=1e-4, help="share by which the loss must be lower")
     training.add_argument("--warmup", type=int, default=0, help="first epochs in which the rate rises to --lr")
     training.add_argument("--ema", type=float, help="decay of averaged weights, as 0.999, which are then tested")

@@ -56,10 +56,28 @@ def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
             return
 
 
-def warn_of_cosine(scheduler: LRScheduler, epochs: int, warmup: int, batches: int) -> None:
+def warn_of_schedule(scheduler: LRScheduler, epochs: int, warmup: int, batches: int) -> None:
+    """Warn of a cosine of another length than the run's, and of a plateau that waits too long for it."""
+    if isinstance(scheduler, CosineAnnealingLR):
+        _warn_of_cosine(scheduler, epochs, warmup, batches)
+    elif isinstance(scheduler, ReduceLROnPlateau):
+        _warn_of_patience(scheduler, epochs - warmup)
+
+
+def _warn_of_patience(scheduler: ReduceLROnPlateau, epochs: int) -> None:
+    """Warn if the second cut of the rate cannot come before the last of ten epochs or more."""
+    second = 1 + 2 * (scheduler.patience + 1) + scheduler.cooldown  # the epoch after which it comes at the earliest
+    if 10 <= epochs <= second:
+        warnings.warn(
+            f"ReduceLROnPlateau(patience={scheduler.patience}) bears {scheduler.patience} epochs without an "
+            f"improvement, so that in {epochs} epochs it can cut the rate once at most; patience={epochs // 10} would "
+            "leave time for more",
+            stacklevel=4,
+        )
+
+
+def _warn_of_cosine(scheduler: CosineAnnealingLR, epochs: int, warmup: int, batches: int) -> None:
     """Warn if a cosine ends long before or after the run, as one does that counts batches."""
-    if not isinstance(scheduler, CosineAnnealingLR):
-        return
     length, steps = scheduler.T_max, epochs - warmup
     if length < steps - 1:
         course = f"rises again after {length} of the {steps} epochs"
@@ -70,7 +88,7 @@ def warn_of_cosine(scheduler: LRScheduler, epochs: int, warmup: int, batches: in
     warnings.warn(
         f"CosineAnnealingLR(T_max={length}) steps once an epoch, so the rate {course}; for a run of this length it is "
         f"T_max={steps}",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
