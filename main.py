@@ -17,9 +17,11 @@ import eva_utils as eva
 from eva_utils.utils import command_note, processes
 from eva_utils.utils.checkpoint import check_folder, holds_run, last_epoch
 from eva_utils.utils.checks import check_clip, check_decay, check_real, check_whole
+from eva_utils.utils.compiling import check_compile
 from eva_utils.utils.data import Data
 from eva_utils.utils.finished import precision_of
 from eva_utils.utils.lock import locked
+from eva_utils.utils.mirror import check_mirror, check_mounted
 from eva_utils.utils.names import first_line, unknown_name
 from eva_utils.utils.optim import SCHEDULERS, make_optimizer, one_cycle
 from eva_utils.utils.options import as_options, parse
@@ -95,11 +97,16 @@ def check_options(args: argparse.Namespace) -> None:
     model = build(args, classes=10)
     _, scheduler, criterion = make_training(args, model, batches=100)
     check_warmup(args.warmup, args.epochs, scheduler)
+    check_compile(args.compile, pick_device(args.device))
     processes.check_together(model, criterion, pick_device(args.device))
 
 
 def check_out(out: Path, resume: bool, mirror: Path | None) -> None:
-    """Refuse a folder of other files, so that a run never mixes with them."""
+    """Refuse a folder of other files, so that a run never mixes with them, and a mirror that cannot be one."""
+    for folder in filter(None, (out, mirror)):
+        check_mounted(folder)
+    if mirror and not resume:
+        check_mirror(out, mirror, resume)
     if not (resume and mirror and out.is_dir()):  # the mirror may have what the folder lacks
         check_folder(out, "auto" if resume else False)
     if out.is_dir() and not holds_run(out):

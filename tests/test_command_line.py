@@ -348,6 +348,7 @@ WRONG = [
         ["--precision", "bf16", "--limit", "20"],
         "unknown precision 'bf16': choose one of auto, float32, bfloat16, float16",
     ),
+    (["--mirror", str(ROOT / "setup.py")], f"mirror {ROOT / 'setup.py'} is a file; name a folder"),
     (["--evaluate", "nowhere"], "nowhere holds no finished epoch of a run"),
 ]
 
