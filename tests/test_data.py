@@ -2,6 +2,7 @@ import pickle
 import re
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -52,7 +53,8 @@ def test_streamed_batches_equal_those_in_memory(image_folder, monkeypatch, worke
     in_memory = D.load_data(image_folder, **options)
     monkeypatch.setattr(D, "memory_bytes", lambda device: 0)
     before = torch.get_rng_state()
-    streamed = D.load_data(image_folder, workers=workers, **options)
+    with pytest.warns(UserWarning, match=r"the images take 4.5e-06 GB and do not fit .*; workers=2 shares the work"):
+        streamed = D.load_data(image_folder, workers=workers, **options)
     assert not isinstance(streamed.train.images, torch.Tensor)
     assert (streamed.mean, streamed.std) == (in_memory.mean, in_memory.std)
     for name in ("train", "validation", "test"):
@@ -119,8 +121,23 @@ def test_the_seed_chooses_which_images_a_limit_keeps(image_folder):
 def test_images_that_take_up_to_half_of_the_memory_are_kept_in_it(memory, kept, image_folder, monkeypatch):
     """These are 15 of 3x10x10 bytes each, 4,500 in all."""
     monkeypatch.setattr(D, "memory_bytes", lambda device: memory)
-    data = D.load_data(image_folder)
+    with (
+        nullcontext() if kept is torch.Tensor else pytest.warns(UserWarning, match="do not fit into half of the memory")
+    ):
+        data = D.load_data(image_folder)
     assert isinstance(data.train.images, kept) and isinstance(data.test.images, kept)
+
+
+@pytest.mark.parametrize("memory", [0, 9000])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_damaged_image_is_named_before_any_training(part, memory, image_folder, monkeypatch):
+    monkeypatch.setattr(D, "memory_bytes", lambda device: memory)
+    path = image_folder / part / "dog" / "01.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of images that do not fit
+        with pytest.raises(ValueError, match=r"dog.01\.png cannot be read as an image"):
+            D.load_data(image_folder)
 
 
 def test_numpys_numbers_and_paths_are_taken_as_pythons():

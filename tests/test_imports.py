@@ -87,11 +87,13 @@ ALLOWED = {
     "utils.data": {
         "utils.images",
         "utils.loader",
+        "utils.pixels",
         "utils.runtime",
         "utils.sources",
         "utils.splits",
         "utils.transforms",
     },
+    "utils.pixels": {"utils.images"},
     "utils.splits": {"utils.images", "utils.sources"},
     "utils.history": set(),
     "utils.images": set(),

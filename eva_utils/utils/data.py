@@ -1,19 +1,19 @@
 """Datasets to loaders: where the images come from, their mean, standard deviation and class names."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .checks import check_real, check_seed, check_whole
 from .images import ImageFiles
 from .loader import Loader, take_fingerprint
 from .names import enumerated
+from .pixels import batches, decode, resize, statistics, uint8_bytes
 from .runtime import memory_bytes, pick_device
 from .sources import Split, describe_source, read_source
 from .splits import hold_out, pick, split_anew, stratified
@@ -121,19 +121,29 @@ def load_data(
         splits = [pick(split, stratified(split[1], limit, seed)) for split in splits]
     _warn_of_absent_classes(splits[0][1], splits[2][1], classes)
     memory = min(memory_bytes(placed), memory_bytes(torch.device("cpu")))
-    fits = _uint8_bytes([images for images, _ in splits], size) <= memory // 2
+    needed = uint8_bytes([images for images, _ in splits], size)
+    fits = needed <= memory // 2
     if not fits and size is not None and isinstance(train[0], Tensor):
         raise ValueError(
             f"size={size} makes more of the images than half of the memory holds; make it or limit smaller"
         )
-    splits = [(_resize(images, size), labels) for images, labels in splits]
+    splits = [(resize(images, size), labels) for images, labels in splits]
     fingerprints = [take_fingerprint(*split) for split in splits]  # of files, also if they fit
     if fits:
-        splits = [(_decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
+        splits = [(decode(images) if isinstance(images, ImageFiles) else images, labels) for images, labels in splits]
     _check_sides(splits[0][0][0], splits[2][0][0])
+    if isinstance(splits[0][0], ImageFiles):
+        warnings.warn(
+            f"the images take {needed / 1e9:.2g} GB and do not fit into half of the memory, so each epoch decodes them "
+            "anew, which takes long; workers=2 shares the work, a smaller size= or limit= makes them fit",
+            stacklevel=2,
+        )
+        for images, _ in splits[1:]:  # as the training images are for the statistics: what is damaged is named now
+            for _ in batches(images, workers):
+                pass
     own = source == "cifar10" and test_share is None and size in (None, 32)
     known = (CIFAR10_MEAN, CIFAR10_STD) if own else None
-    mean, std = known or _statistics(splits[0][0], workers)
+    mean, std = known or statistics(splits[0][0], workers)
 
     def loader(split: Split, fingerprint: str, transform: Compose, shuffle: bool = False) -> Loader:
         return Loader(
@@ -191,47 +201,3 @@ def _check_sides(trained: Tensor, tested: Tensor) -> None:
             f"the training images are {width}x{height} pixels and the test images {tested_width}x{tested_height}; "
             "give size= to resize all to one side"
         )
-
-
-def _uint8_bytes(parts: list[Tensor | ImageFiles], size: int | None) -> int:
-    """Return what the images take as uint8 at this size; a folder's are taken to be as large as its first."""
-    return sum(len(part) * (3 * size**2 if size else part[0].numel()) for part in parts if len(part))
-
-
-def _resize(images: Tensor | ImageFiles, size: int | None) -> Tensor | ImageFiles:
-    """Resize uint8 images (N, 3, H, W) to a side, bilinear with antialiasing; image files do it as they are read."""
-    if size is None or isinstance(images, ImageFiles) or images.shape[-2:] == (size, size):
-        return images
-    from torchvision.transforms.v2.functional import resize
-
-    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for into, part in zip(resized.split(1000), images.split(1000), strict=True):
-        into.copy_(resize(part, [size, size], antialias=True))
-    return resized
-
-
-def _decode(files: ImageFiles) -> Tensor:
-    """Decode all files into one uint8 tensor (N, 3, H, W)."""
-    if not len(files):
-        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    images = torch.empty(len(files), *files[0].shape, dtype=torch.uint8)
-    for index in range(len(files)):
-        images[index] = files[index]
-    return images
-
-
-def _statistics(images: Tensor | ImageFiles, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and standard deviation for pixels in [0, 1], exact from counts of the 256 levels."""
-    counts = torch.zeros(3, 256, dtype=torch.float64)
-    if isinstance(images, Tensor):
-        batches: Iterable[Tensor] = images.split(1000)
-    else:
-        batches = DataLoader(images, 100, num_workers=workers, generator=torch.Generator())
-    for batch in batches:
-        for channel in range(3):
-            counts[channel] += torch.bincount(batch[:, channel].flatten(), minlength=256)
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    share = counts / counts.sum(dim=1, keepdim=True)
-    mean = (share * levels).sum(dim=1)
-    std = (share * (levels - mean[:, None]) ** 2).sum(dim=1).sqrt().clamp(min=1e-3)
-    return tuple(mean.tolist()), tuple(std.tolist())
