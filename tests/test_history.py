@@ -8,6 +8,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR, MultiStepLR, ReduceLROnPlateau, SequentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from eva_utils.models import center_filters, small_resnet
 from eva_utils.utils.history import History, describe_criterion, describe_layers, describe_loader, describe_run
 
 
@@ -27,6 +28,18 @@ def test_json_gives_back_the_same_record():
     )
     assert History.from_json(history.to_json()) == history
     assert History.from_json(History().to_json()) == History()
+
+
+def test_the_record_tells_a_networks_norms_and_what_makes_its_weights():
+    batches, described = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))], {}
+    for norm in ("batch", "layer"):
+        model = center_filters(small_resnet(norm=norm))
+        optimizer = SGD(model.parameters(), lr=0.1)
+        scheduler = ConstantLR(optimizer, factor=1)
+        described[norm] = describe_run(model, optimizer, scheduler, nn.CrossEntropyLoss(), batches, batches)
+    assert described["batch"]["norms"] == {"BatchNorm2d": 9}
+    assert described["layer"]["norms"] == {"GroupNorm of one group": 9}
+    assert described["layer"]["parametrizations"] == {"Centered": 9}
 
 
 def test_a_loss_is_described_by_its_options_or_those_it_is_given():

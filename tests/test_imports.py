@@ -146,7 +146,6 @@ ALLOWED = {
         "utils.gradcam",
         "utils.kept",
         "utils.lock",
-        "utils.norm_rules",
         "utils.notebook",
         "utils.page",
         "utils.predictions",

@@ -1,4 +1,4 @@
-"""The assignments' notebooks, executed headless in the folder above a bare clone."""
+"""The assignments' notebooks, cell by cell in this process, and one in a kernel in the folder above a bare clone."""
 
 import ast
 import json

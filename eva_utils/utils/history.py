@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .names import plural
-from .parts import count_drawn, count_images, is_shuffled, own_generators
+from .parts import count_drawn, count_images, is_shuffled, norm_kinds, own_generators, parametrizations
 
 # What a scheduler counts as it goes, and what only says how a step is computed.
 _RUNNING = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "T_cur", "T_i", "training"}
@@ -114,6 +114,8 @@ def describe_run(
     return {
         "model": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "norms": dict(norm_kinds(model)),
+        "parametrizations": dict(parametrizations(model)),
         "optimizer": {"class": type(optimizer).__name__, **groups},
         "scheduler": _describe_scheduler(scheduler),
         "criterion": describe_criterion(criterion),

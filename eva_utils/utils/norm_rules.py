@@ -11,13 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .compiling import unwrap
 from .kept import keep_rng
-from .parts import copy_model, drop_parametrizations
+from .parts import NORMS, copy_model, drop_parametrizations, has_one_group, norm_kinds
 from .rules import UNCHECKED, Finding, judged
 from .runtime import seed_everything
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
-)  # fmt: skip
 _ALLOWED = {
     "LayerNorm": {"layer_norm", "group_norm of one group"},
     "GroupNorm": {"group_norm", "group_norm of one group"},
@@ -80,7 +77,7 @@ def normalization(required: str, model: nn.Module, images: Tensor) -> Finding:
         with torch.no_grad(), _NormCalls(trial) as counted, _DecomposedCalls(counted):
             trial.train(training)(images)
         calls |= counted.calls
-    norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, _NORMS)]
+    norms = [(name, module) for name, module in trial.named_modules() if isinstance(module, NORMS)]
     others = [name for name, module in norms if not _is_norm(required, module)]
     ran = [f"{count} {kind}{' of weights' if of_weights else ''}" for (kind, of_weights), count in calls.items()]
     found = ", ".join(f"{count} {kind}" for kind, count in norm_kinds(trial).items()) or "no normalization module"
@@ -114,18 +111,8 @@ def _depends_on_batch(model: nn.Module, image: Tensor) -> bool:
     return bool((logits[0] - logits[1]).abs().max() > 1e-3 * logits[0].abs().max())
 
 
-def norm_kinds(model: nn.Module) -> Counter[str]:
-    """Count the normalization modules of a model by their class, a GroupNorm of one group apart."""
-    norms = (module for module in model.modules() if isinstance(module, _NORMS))
-    return Counter(type(module).__name__ + (" of one group" if _has_one_group(module) else "") for module in norms)
-
-
-def _has_one_group(module: nn.Module) -> bool:
-    return isinstance(module, nn.GroupNorm) and module.num_groups == 1
-
-
 def _is_norm(required: str, module: nn.Module) -> bool:
     if required == "LayerNorm":
-        return isinstance(module, nn.LayerNorm) or _has_one_group(module)
+        return isinstance(module, nn.LayerNorm) or has_one_group(module)
     kind = nn.GroupNorm if required == "GroupNorm" else nn.modules.batchnorm._BatchNorm
     return isinstance(module, kind)

@@ -23,6 +23,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+NORMS = (
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
+)  # fmt: skip
 PER_BATCH_SCHEDULERS = (OneCycleLR, CyclicLR)
 
 
@@ -69,6 +72,17 @@ def parametrizations(model: nn.Module) -> Counter[str]:
         part for module in model.modules() if isinstance(module, parametrize.ParametrizationList) for part in module
     )
     return Counter(type(part).__name__ for part in held)
+
+
+def norm_kinds(model: nn.Module) -> Counter[str]:
+    """Count the normalization modules of a model by their class, a GroupNorm of one group apart."""
+    norms = (module for module in model.modules() if isinstance(module, NORMS))
+    return Counter(type(module).__name__ + (" of one group" if has_one_group(module) else "") for module in norms)
+
+
+def has_one_group(module: nn.Module) -> bool:
+    """Whether a module is a GroupNorm of one group, what convnets mean by LayerNorm."""
+    return isinstance(module, nn.GroupNorm) and module.num_groups == 1
 
 
 def loss_parameters(criterion: Any) -> list[nn.Parameter]:

@@ -20,9 +20,8 @@ from .compiling import unwrap
 from .gradcam import GradCAM
 from .kept import keep_rng
 from .lock import locked
-from .norm_rules import norm_kinds
 from .notebook import cells_of
-from .parts import copy_model, count_drawn, keep_loaders, parametrizations
+from .parts import copy_model, count_drawn, keep_loaders, norm_kinds, parametrizations
 from .predictions import Predictions, Records, predict
 from .runtime import pick_device, versions
 from .summary import summary
