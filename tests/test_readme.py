@@ -18,7 +18,9 @@ from cells import CLONE, made_smaller, python_of, run
 from conftest import ROOT
 from eva_utils.utils import page as pages
 from eva_utils.utils.assignments import BRIEFS, Brief
+from eva_utils.utils.history import History
 from eva_utils.utils.options import make_parser
+from eva_utils.utils.sections import plus_minus
 from eva_utils.utils.transforms import RECIPES, train_transform
 
 README, GUIDE, LAYOUT = PAGES = ("README.md", "docs/guide.md", "docs/layout.md")
@@ -305,3 +307,15 @@ def test_the_teachers_command_names_one_account_everywhere(tmp_path):
     assert len(before) == 5
     assert all(not address.search(path.read_text(encoding="utf-8")) for path in before)
     assert all("/your-account/eva_utils" in path.read_text(encoding="utf-8") for path in before)
+
+
+def test_the_table_of_results_says_what_the_records_say():
+    lines = section(README, "Results").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")][2:]
+    for name, best, last, *_ in rows:
+        report = re.search(r"\]\((assignment/\w+)/README\.md\)", name)
+        history = History.load(ROOT / (report[1] if report else "benchmarks/records/eva6_s8-std"))
+        accuracy, epoch = history.best["test_accuracy"], history.best["epoch"]
+        assert best == f"{accuracy:.2f}% ± {plus_minus(accuracy, 10_000):.2f}, {epoch}"
+        assert last == f"{history.rows[-1]['test_accuracy']:.2f}%"
+    assert len(rows) == 5
