@@ -15,6 +15,10 @@ from eva_utils.utils.loader import Loader
 from eva_utils.utils.transforms import test_transform as normalized
 
 WRONG_BATCHES = {
+    "one image": (
+        (IMAGES[0], LABELS[0]),
+        r"batch 0 is one image and its label; make batches of the dataset, as DataLo",
+    ),
     "not a pair": (IMAGES, r"batch 0 is a Tensor; a loader must yield pairs of tensors \(images, labels\)"),
     "three things": (
         (IMAGES, LABELS, LABELS),

@@ -26,6 +26,10 @@ def check_batch(batch: Any, name: str, unlabelled: bool = False) -> tuple[Tensor
             "does of a dataset"
         )
     images, labels = batch
+    if images.ndim == 3 and not labels.ndim:
+        raise ValueError(
+            f"{name} is one image and its label; make batches of the dataset, as DataLoader(dataset, 128) does"
+        )
     if images.dtype != torch.float32 or images.ndim < 2:
         raise ValueError(
             f"the images of {name} are {_kind(images)}; give float32 (N, C, H, W), as torchvision's "
