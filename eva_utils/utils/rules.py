@@ -51,7 +51,8 @@ def options(optimizer: dict) -> str:
     """Return the first group's options in parentheses."""
     group = optimizer["group 0"]
     kept = {name: group[name] for name in ("lr", "momentum", "weight_decay", "nesterov") if name in group}
-    return "(" + ", ".join(f"{name}={value}" for name, value in kept.items()) + ")"
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in kept.items()}
+    return "(" + ", ".join(f"{name}={value}" for name, value in shown.items()) + ")"
 
 
 def loss_options(criterion: dict) -> str:
