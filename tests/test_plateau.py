@@ -90,6 +90,7 @@ def test_what_is_no_history_is_refused():
         ("eva6_s8-1", {"factor": 0.6, "patience": 2, "threshold": 0.05}, [14, 19, 22, 28, 32, 35, 40]),
         ("eva6_s8-2", {}, [14, 18, 22, 27, 30, 33, 37, 40]),
         ("eva6_s8-3", {}, [14, 18, 22, 28, 31, 34, 37, 40]),
+        ("eva6_s8-4", {}, [13, 17, 22, 25, 28, 31, 34, 37, 40]),
     ],
 )
 def test_the_cuts_that_the_experiments_tell_of_are_those_of_the_records(run, options, cuts):

@@ -129,9 +129,9 @@ BRIEFS = {
         "the learning rate driven by ReduceLROnPlateau, and explain 20 correct and 20 wrong predictions with Grad-CAM "
         "at four depths.",
         options={
-            "data": "cifar10", "recipe": "eva6_s8", "model": "narrow_flip_resnet", "norm": "layer",
+            "data": "cifar10", "recipe": "eva6_s8", "model": "whitened_flip_resnet4", "norm": "layer",
             "center_filters": True, "epochs": 40, "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9,
-            "nesterov": True, "weight_decay": 5e-4, "label_smoothing": 0.1, "factor": 0.6, "patience": 2,
+            "nesterov": True, "weight_decay": 1e-3, "label_smoothing": 0.1, "factor": 0.6, "patience": 2,
             "threshold": 0.05, "warmup": 2, "ema": 0.999,
         },
         classes=CIFAR10,
