@@ -29,7 +29,7 @@ class DamagedFileError(ValueError):
     """A checkpoint whose content is not what was written."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that at any moment either the old content is there or all of the new.
 
     The content goes to a temporary file in the same folder, is flushed to the disk, read back and
@@ -41,11 +41,20 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if hashlib.sha256(temporary.read_bytes()).digest() != hashlib.sha256(content).digest():
+        if _digest(temporary) != hashlib.sha256(content).digest():
             raise OSError(f"{path} was not written correctly: the disk returned other bytes; {path.name} is as it was")
         _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> bytes:
+    """Return a file's SHA-256, read piece by piece: a checkpoint is in memory once already."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.digest()
 
 
 def _rename(temporary: Path, path: Path) -> None:
@@ -68,28 +77,26 @@ def save_verified(path: Path, value: object) -> None:
     Raises:
         TypeError: the value holds anything else, which `weights_only=True` would not load again.
     """
-    # A zip archive ends with the length of its comment, so far 0, and the comment.
-    content = _archive(path.name, _portable(value))[:-2] + struct.pack("<H", _SEAL_BYTES) + _MARK
-    write_atomic(path, content + hashlib.sha256(content).hexdigest().encode())
+    check_savable(path.name, value)
+    content = io.BytesIO()
+    torch.save(_portable(value), content)
+    content.seek(-2, io.SEEK_END)  # a zip archive ends with the length of its comment, so far 0, and the comment
+    content.write(struct.pack("<H", _SEAL_BYTES) + _MARK)
+    content.write(hashlib.sha256(content.getbuffer()).hexdigest().encode())
+    write_atomic(path, content.getbuffer())
 
 
 def check_savable(name: str, value: object) -> None:
     """Raise TypeError if `save_verified` would; of the tensors only the kind is looked at, which takes no time."""
-    _archive(name, _portable(value, lambda tensor: tensor.new_empty(0)))
-
-
-def _archive(name: str, value: object) -> bytes:
-    """Return the value as torch saves it, if it can be loaded again."""
     buffer = io.BytesIO()
     try:
-        torch.save(value, buffer)
+        torch.save(_portable(value, lambda tensor: tensor.new_empty(0)), buffer)
         torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
     except Exception as error:
         reason = re.search(r"Unsupported .*", str(error))
         raise TypeError(
             f"{name} would hold more than tensors and plain values: {reason[0] if reason else error}"
         ) from error
-    return buffer.getvalue()
 
 
 def _portable(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
