@@ -131,7 +131,8 @@ def main():
     saved = checkpoint_seconds(args.rounds)
     share = 100 * saved / (50_000 / args.speed)
     rows.append(common.Row("a checkpoint of ResNet18", f"{saved:.2f} s, {share:.2f}% of an epoch", "≤ 1%", share <= 1))
-    common.publish("Footprint", rows, f"The epoch is 50,000 images at {args.speed:.0f} images/s.")
+    kept = "Beyond the dataset fit keeps a copy of weights and momentum, to go back to after an error or a stop."
+    common.publish("Footprint", rows, f"The epoch is 50,000 images at {args.speed:.0f} images/s. {kept}")
 
 
 if __name__ == "__main__":
