@@ -52,7 +52,9 @@ def plot_gradcam(
     images = torch.stack([record.image for record in records])
     maps, sizes, probabilities = cam.explain(images, [record.predicted for record in records])
     _warn_of_another_answer(probabilities, records, data.classes)
-    true_maps = cam(images, [record.target for record in records]) if len(maps) == 1 else {}
+    true_maps = {}
+    if len(maps) == 1:  # whose layer is known by now
+        true_maps = GradCAM(model, list(maps), reshape=reshape)(images, [record.target for record in records])
     return draw_gradcam(records, data, maps, true_maps, sizes)
 
 
