@@ -25,6 +25,7 @@ _HOME = {
     "whitened_flip_resnet": "models",
     "whitened_flip_resnet4": "models",
     "whitened_resnet": "models",
+    "wide_whitened_flip_resnet4": "models",
     "davidnet": "models",
     "vit": "models",
     "load_data": "utils.data",

@@ -73,6 +73,7 @@ def test_pooling_leaves_out_no_column_on_one_side():
         ("narrow_flip_resnet", "speed_resnet4"),
         ("whitened_flip_resnet", "whitened_resnet"),
         ("whitened_flip_resnet4", "whitened_resnet"),
+        ("wide_whitened_flip_resnet4", "whitened_resnet"),
     ],
 )
 def test_a_flipped_image_has_the_same_logits(name, other, standardize, norm):

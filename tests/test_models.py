@@ -49,6 +49,7 @@ def test_logits_are_finite_in_both_modes(name):
         ("whitened_resnet", 6, 1_972_768),
         ("whitened_flip_resnet", 6, 993_440),
         ("whitened_flip_resnet4", 8, 1_583_776),
+        ("wide_whitened_flip_resnet4", 8, 2_155_744),
         ("davidnet", 8, 6_573_130),
     ],
 )

@@ -17,6 +17,7 @@ from .speed_resnet import (
     whitened_flip_resnet,
     whitened_flip_resnet4,
     whitened_resnet,
+    wide_whitened_flip_resnet4,
 )
 from .vit import vit
 
@@ -36,6 +37,7 @@ __all__ = [
     "whitened_flip_resnet",
     "whitened_flip_resnet4",
     "whitened_resnet",
+    "wide_whitened_flip_resnet4",
 ]
 
 _MODELS = {
@@ -43,7 +45,7 @@ _MODELS = {
     for model in (
         *(resnet18, resnet34, small_resnet, davidnet, vit),
         *(speed_resnet, speed_resnet4, flip_resnet, narrow_flip_resnet),
-        *(whitened_resnet, whitened_flip_resnet, whitened_flip_resnet4),
+        *(whitened_resnet, whitened_flip_resnet, whitened_flip_resnet4, wide_whitened_flip_resnet4),
     )
 }
 
