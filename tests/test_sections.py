@@ -98,6 +98,13 @@ def test_every_choice_has_its_row_in_the_parameters():
     settings["criterion"] = {**weighted, "weight": [1.0] * 11}
     loss = told(hyperparameters({**RECORD, "settings": settings}))["loss"]
     assert loss == f"CrossEntropyLoss(weight=[{'1, ' * 10}…])"
+    settings["criterion"] = {
+        "class": "penalized",
+        "arguments": ["model", "off", "names", "share"],
+        **{"share": 1e-5, "off": 0, "names": ["a", "b"]},
+    }
+    loss = told(hyperparameters({**RECORD, "settings": settings}))["loss"]
+    assert loss == "penalized(off=0, names=[a, b], share=1e-05)"
     scheduler = {"class": "OneCycleLR", "total_steps": 1200}
     settings = {**RECORD["settings"], "scheduler": scheduler, "torch_seed": 2**40, "warmup": 0, "ema": None}
     found = told(hyperparameters({**RECORD, "settings": settings}))

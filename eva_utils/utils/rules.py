@@ -56,14 +56,15 @@ def options(optimizer: dict) -> str:
 
 
 def loss_options(criterion: dict) -> str:
-    """Return a loss's class weights and label smoothing in parentheses, or nothing."""
-    weight, smoothing = criterion.get("weight"), criterion.get("label_smoothing")
-    options = []
-    if isinstance(weight, list):
-        shown = [f"{value:.4g}" for value in weight[:10]] + ["…"] * (len(weight) > 10)
-        options.append(f"weight=[{', '.join(shown)}]")
-    if smoothing:
-        options.append(f"label_smoothing={smoothing}")
+    """Return a loss's class weights, label smoothing and what a function was given, in parentheses, or nothing."""
+    given, options = criterion.get("arguments", []), []
+    for name in dict.fromkeys(["weight", "label_smoothing", *given]):
+        value = criterion.get(name)
+        if isinstance(value, list):
+            shown = [str(item) if isinstance(item, str | list) else f"{item:.4g}" for item in value[:10]]
+            options.append(f"{name}=[{', '.join(shown + ['…'] * (len(value) > 10))}]")
+        elif value or (name in given and value is not None):
+            options.append(f"{name}={value}")
     return f"({', '.join(options)})" if options else ""
 
 
