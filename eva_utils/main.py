@@ -253,7 +253,8 @@ def fit(
         log: takes one line; None is silent.
 
     Raises:
-        ValueError: an argument does not fit the others, or the run to resume; nothing has been trained.
+        ValueError: an argument does not fit the others, or the run to resume, and nothing has been trained; or model
+            or criterion fail on the first batch of an epoch.
         TypeError: an argument is not what its name says, or a part of the run cannot be saved.
         OSError: the folder cannot be written to.
         FloatingPointError: a loss is NaN or infinite, naming epoch and batch.

@@ -357,11 +357,22 @@ def test_files_of_a_kind_that_is_not_read_are_warned_of(image_folder):
     cats = image_folder / "test" / "cat"
     for name in ("a.heic", "b.HEIC", "c", "notes.txt", ".DS_Store", "Thumbs.db"):
         (cats / name).touch()
-    (cats / "older").mkdir()
+    (cats / "empty").mkdir()
     with pytest.warns(
         UserWarning, match=r"test are left out: 2 \.heic, 1 without a suffix; make \.jpg or \.png"
     ) as caught:
         assert len(D.load_data(image_folder).test.labels) == 5
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_images_in_a_folder_inside_a_classs_are_warned_of(image_folder):
+    cats = image_folder / "train" / "cat"
+    (cats / "more").mkdir()
+    shutil.copy(next(cats.glob("*.png")), cats / "more" / "one.png")
+    with pytest.warns(
+        UserWarning, match=r"as .*train/cat/more, are left out; move them up into .*train/cat$"
+    ) as caught:
+        D.load_data(image_folder)
     assert [warning.filename for warning in caught] == [__file__]
 
 

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 from eva_utils.models import create_model
+from eva_utils.models.norms import make_norm
 from eva_utils.utils.assignments import Brief
 from eva_utils.utils.brief import audit_plan
 from eva_utils.utils.cam_layer import is_channels_last
@@ -67,6 +68,30 @@ def test_a_map_that_is_the_same_everywhere_is_all_zeros():
     model = TwoChannels()
     model.conv.stride = (2, 2)  # so that it is enlarged, and rounded
     assert not GradCAM(model, ["conv"])(torch.full((2, 3, 13, 11), 0.3), 0)["conv"].any()
+
+
+def test_what_rounding_makes_of_equal_values_is_no_map():
+    """The activations are equal to the last bit; their weighted sum is not, since it is not added in one order."""
+    found = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layers = nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 32, 3, bias=False), nn.ReLU()
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
+        image = torch.full((1, 3, 23, 23), 0.37)
+        activations = model[:4](image)
+        assert (activations == activations[..., :1, :1]).all()
+        found.append(GradCAM(model, ["3"])(image)["3"].any())
+    assert not any(found)
+
+
+@pytest.mark.parametrize("norm", ["group", nn.InstanceNorm2d])
+def test_a_convolution_whose_channels_are_normalized_one_by_one_has_no_map(norm):
+    """No channel's mean counts behind the norm, so the mean gradient of each is 0 but for rounding."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 32, 3, padding=1), make_norm(norm)(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    model, images = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 3)), torch.randn(4, 3, 16, 16)
+    maps = GradCAM(model, ["0", "1"])(images)
+    assert not maps["0"].any() and (maps["1"].amax(dim=(1, 2)) == 1).all()
 
 
 def calibrated(model, side):
@@ -352,8 +377,14 @@ def test_what_is_no_model_is_refused():
 def test_a_model_of_inference_mode_is_refused():
     with torch.inference_mode():
         model = TwoChannels()
-    with pytest.raises(ValueError, match=r"made inside torch\.inference_mode\(\), so it has no gradients"):
+    with pytest.raises(
+        ValueError, match=r"made inside torch\.inference_mode\(\) or on the meta device, so it has no gradients"
+    ):
         GradCAM(model)
+    with torch.device("meta"), pytest.raises(ValueError, match="on the meta device, so it has no gradients; build it"):
+        GradCAM(TwoChannels())
+    with pytest.raises(ValueError, match="lazy layers that have seen no image, so their weights are yet to be made"):
+        GradCAM(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(3)))
 
 
 def test_overlay_mixes_image_and_colours():

@@ -199,6 +199,28 @@ def test_workers_that_persist_are_left_where_they_were():
     assert torch.equal(*seen)
 
 
+def test_a_criterions_own_parameters_are_trained_and_put_back():
+    """As those of a model are that scales the logits itself."""
+
+    class Scaled(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.scale = inner, nn.Parameter(torch.ones(()))
+
+        def forward(self, *given):
+            return self.inner(given[0] * self.scale, *given[1:])
+
+    losses = []
+    for outside in (True, False):
+        model, loader, _ = parts()
+        scaled = Scaled(nn.CrossEntropyLoss() if outside else nn.Identity())
+        model, criterion = (model, scaled) if outside else (nn.Sequential(model, scaled), None)
+        optimizer = torch.optim.SGD([*model.parameters(), *(scaled.parameters() if outside else [])], lr=0.1)
+        losses.append(lr_find(model, loader, optimizer, criterion, end=1, steps=40, **QUIET).losses)
+        assert scaled.scale.item() == 1 and scaled.scale.grad is None
+    assert losses[0] == losses[1]
+
+
 def test_a_criterion_with_state_is_left_as_it_was():
     class Counting(nn.CrossEntropyLoss):
         calls = 0

@@ -192,6 +192,15 @@ def test_the_moving_average_is_that_of_torch():
     )
 
 
+def test_an_infinite_mask_stays_what_it_is_in_the_average():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(3))
+    average = MovingAverage(model, 0.5)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert torch.equal(average.module.mask, model.mask)
+
+
 def test_fused_momentum_outlives_a_first_step_that_overflows():
     """Torch leaves its buffers unset then; memory that is not set holds NaN here, so that it shows."""
     weights, on_the_cpu = [], {"device": "cpu", "precision": "float32", "log": None}

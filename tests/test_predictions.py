@@ -173,7 +173,7 @@ def test_misuse_is_refused(predictions, tiny_net):
         predict(tiny_net, DataLoader(SAMPLES, batch_sampler=shuffled))
     with pytest.raises(ValueError, match="the loader has labels from 7 to 7 and the model 4 classes"):
         predict(tiny_net, [(torch.zeros(2, 3, 8, 8), torch.tensor([7, 7]))])
-    with pytest.raises(TypeError, match=r"as predict\(model, data\.test\), not TinyNet and Data"):
+    with pytest.raises(TypeError, match=r"as predict\(model, data\.test\), not Data"):
         predict(tiny_net, data)
     with pytest.raises(ValueError, match=r"takes images of 3 channels and these are \(2, 1, 8, 8\)"):
         predict(tiny_net, [(torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))])

@@ -111,6 +111,11 @@ def test_a_size_that_is_none_is_refused(tiny_net):
         summary(tiny_net, (32, 32, 3))
 
 
+def test_a_model_in_half_precision_has_the_table_of_the_same_layers(tiny_net):
+    whole, half = (summary(model, (3, 8, 8)) for model in (tiny_net, copy.deepcopy(tiny_net).bfloat16()))
+    assert half.split("\nParams size")[0] == whole.split("\nParams size")[0]
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str; pass the model itself"):
         summary("resnet18", (3, 32, 32))

@@ -189,7 +189,8 @@ def test_recipes_are_in_the_stated_order():
         (lambda: T.RandomHorizontalFlip(2), "p is a probability from 0 to 1, not 2"),
         (lambda: T.Normalize(MEAN, (0.2, 0, 0.2)), "every standard deviation must be above 0"),
         (lambda: T.normalize(torch.zeros(1, 8, 8), MEAN, STD), "got 3 values for images of 1 channels"),
-        (lambda: T.normalize(torch.zeros(3, 8, 8).int(), MEAN, STD), r"from 0 to 1, not torch\.int32"),
+        (lambda: T.normalize(torch.zeros(3, 8, 8).int(), MEAN, STD), r"to be normalized, not torch\.int32"),
+        (lambda: T.denormalize(torch.zeros(3, 8, 8, dtype=torch.uint8), MEAN, STD), r"normalized, not torch\.uint8"),
         (lambda: T.rotate(torch.zeros(8, 8), torch.tensor(5.0)), r"got shape \(8, 8\)"),
     ],
 )

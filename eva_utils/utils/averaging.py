@@ -17,7 +17,7 @@ class MovingAverage(AveragedModel):
 
     It is torch's AveragedModel. The first step's weights are copied; the decay is min(decay, (1 + n) / (10 + n)) after
     n steps, so that the weights of the start are soon forgotten (as TensorFlow's ExponentialMovingAverage with
-    `num_updates`).
+    `num_updates`). Whole numbers are copied, and what begins with an infinite value, as an attention mask.
 
     Args:
         model: is copied.
@@ -28,6 +28,10 @@ class MovingAverage(AveragedModel):
         # Of a copy: torch copies the model itself, and refuses one that holds what leads to a graph.
         super().__init__(copy_model(unwrap(model)), use_buffers=True)
         self.decay = decay
+        self.mixed = [
+            (part.is_floating_point() or part.is_complex()) and bool(part.isfinite().all())
+            for part in (*self.module.parameters(), *self.module.buffers())
+        ]
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights of a model; on a GPU without waiting for it, as torch's own way does."""
@@ -36,13 +40,13 @@ class MovingAverage(AveragedModel):
         averages: list[Tensor] = []
         weights: list[Tensor] = []
         with torch.no_grad():
-            for part in ("parameters", "buffers"):
-                for ours, theirs in zip(getattr(self.module, part)(), getattr(model, part)(), strict=True):
-                    if steps and (ours.is_floating_point() or ours.is_complex()):
-                        averages.append(ours.detach())
-                        weights.append(theirs.detach().to(ours.device))
-                    else:
-                        ours.copy_(theirs)
+            own, given = ((*module.parameters(), *module.buffers()) for module in (self.module, model))
+            for ours, theirs, mix in zip(own, given, self.mixed, strict=True):
+                if steps and mix:
+                    averages.append(ours.detach())
+                    weights.append(theirs.detach().to(ours.device))
+                else:
+                    ours.copy_(theirs)
             if averages:
                 take_in(averages, weights, self.n_averaged)
             self.n_averaged += 1

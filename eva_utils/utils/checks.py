@@ -129,13 +129,8 @@ def check_model(model: Any) -> None:
         pass  # written in another language, it has no signature
 
 
-def check_trainable(model: Any) -> None:
-    """Refuse a model that cannot be trained, or not here."""
-    if not torch.is_grad_enabled():
-        raise ValueError(
-            "gradients are switched off here, by torch.no_grad(), inference_mode() or set_grad_enabled(False); leave "
-            "that out"
-        )
+def check_made(model: Any) -> None:
+    """Refuse what is no model, or one whose weights are yet to be made or can have no gradients."""
     check_model(model)
     if any(map(nn.parameter.is_lazy, model.parameters())):
         raise ValueError(
@@ -144,9 +139,19 @@ def check_trainable(model: Any) -> None:
         )
     if any(parameter.is_inference() or parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
-            "the model was made inside torch.inference_mode() or on the meta device, so it cannot be trained; "
+            "the model was made inside torch.inference_mode() or on the meta device, so it has no gradients; "
             "build it outside"
         )
+
+
+def check_trainable(model: Any) -> None:
+    """Refuse a model that cannot be trained, or not here."""
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are switched off here, by torch.no_grad(), inference_mode() or set_grad_enabled(False); leave "
+            "that out"
+        )
+    check_made(model)
     if not trainable_parameters(model):
         raise ValueError("the model has no trainable parameter; set requires_grad_(True) on those to train")
 

@@ -62,7 +62,7 @@ def explain_failure(model: nn.Module, shape: tuple[int, ...], error: Exception) 
             f"the model takes images of {first.in_channels} channels and these are {shape}; "
             f"repeat or drop channels, or build its first layer for {shape[1]}"
         )
-    return f"the model failed on its first batch, images {shape}{_failing_layer(model, error)}: {first_line(error)}"
+    return f"the model failed on images {shape}{_failing_layer(model, error)}: {first_line(error)}"
 
 
 def _failing_layer(model: nn.Module, error: Exception) -> str:

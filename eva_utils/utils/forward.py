@@ -20,7 +20,7 @@ from .runtime import autocast, move_images
 # Models that reshape by view() what a convolution returns, which torch refuses of maps that lie channels last.
 _CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
 _NO_VIEW = ("view size is not compatible", "Cannot view a tensor")  # the second where torch compiles
-_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+_WEIGHTED = (F.cross_entropy, F.nll_loss)
 
 
 def use_channels_last(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -45,7 +45,7 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device, dtype: tor
         first: whether an error of the model is explained by the images' shape, as it may be at its first batch.
 
     Raises:
-        ValueError: the model fails on its first batch, or does not return logits.
+        ValueError: the model fails where `first`, or does not return logits.
     """
     last = _channels_last(model, device, dtype)
     images = move_images(images, device, last=last)
@@ -106,7 +106,7 @@ def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label
         first: whether an error is explained by the shapes, and the loss looked at.
 
     Raises:
-        ValueError: the criterion fails on the first batch, or its loss has no gradient where one is wanted.
+        ValueError: the criterion fails where `first`, or its loss has no gradient where one is wanted.
         TypeError: it returns no single number.
     """
     try:
@@ -115,7 +115,7 @@ def loss_of(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label
         if not first or not is_misfit(error):
             raise
         raise ValueError(
-            f"the criterion failed on its first batch, logits {tuple(logits.shape)} and class numbers "
+            f"the criterion failed on logits {tuple(logits.shape)} and class numbers "
             f"{tuple(labels.shape)}: {first_line(error)}"
         ) from error
     if first:
@@ -142,4 +142,5 @@ def all_ignored(criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -
 
 def _counts_labels(criterion: Any) -> bool:
     named = getattr(criterion, "func", criterion)
-    return type(named) in _WEIGHTED or named in _WEIGHTED
+    forward = getattr(type(named), "forward", None)  # of a subclass with its own nothing is known
+    return named in _WEIGHTED or forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .batches import check_logits
 from .cam_layer import deepest_layer, is_channels_last
-from .checks import check_model
+from .checks import check_made
 from .compiling import unwrap
 from .failures import failure_explained
 from .kept import keep_buffers, keep_rng
@@ -64,12 +64,8 @@ class GradCAM:
     def __init__(
         self, model: nn.Module, layers: Sequence[str] | None = None, *, reshape: Reshape | None = None
     ) -> None:
-        check_model(model)
+        check_made(model)
         self.model = unwrap(model)
-        if any(parameter.is_inference() for parameter in self.model.parameters()):
-            raise ValueError(
-                "the model was made inside torch.inference_mode(), so it has no gradients; build it outside"
-            )
         if layers is None and reshape is None:
             layers = getattr(self.model, "cam_layer", None)
         self.reshape = reshape
@@ -193,9 +189,7 @@ class GradCAM:
         for name, gradient in zip(layers, gradients, strict=True):
             if gradient is None:
                 raise ValueError(_unreached(name))
-            activation, gradient = (self._shape(part.detach()) for part in (outputs[name], gradient))
-            weights = gradient.mean(dim=(2, 3), keepdim=True)
-            maps[name] = (weights * activation).sum(dim=1).relu().float()
+            maps[name] = _weighted(*(self._shape(part.detach()) for part in (outputs[name], gradient)))
         return maps, logits.detach()
 
     def _shape(self, output: Tensor) -> Tensor:
@@ -257,6 +251,20 @@ def _chosen_classes(classes: Any, logits: Tensor) -> Tensor:
     if int(chosen.min()) < 0 or int(chosen.max()) >= known:
         raise ValueError(f"classes are from 0 to {known - 1}, got {sorted(set(chosen.tolist()))}")
     return chosen.long()
+
+
+def _weighted(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Return the unscaled maps (N, h, w); one that rounding alone could have made, of equal values or of weights that
+    are 0 (those of a convolution whose channels are normalized one by one), is all zeros.
+    """
+    exact = torch.promote_types(activation.dtype, torch.float32)
+    activation, gradient = activation.to(exact), gradient.to(exact)
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    maps = (weights * activation).sum(dim=1).relu()
+    largest = (gradient.abs().mean(dim=(2, 3), keepdim=True) * activation.abs()).sum(dim=1).amax(dim=(1, 2))
+    spread = maps.amax(dim=(1, 2)) - maps.amin(dim=(1, 2))
+    is_rounding = spread <= 16 * torch.finfo(exact).eps * largest
+    return torch.where(is_rounding[:, None, None], 0, maps).float()
 
 
 def _scale(maps: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def lr_find(
     dtype = pick_precision(precision, device)
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
     if isinstance(criterion, nn.Module):
-        criterion = copy.deepcopy(criterion).to(device)
+        # Its parameters are the optimizer's, and put back with them; what else it keeps is a copy's.
+        criterion = copy.deepcopy(criterion, {id(part): part for part in criterion.parameters()}).to(device)
     rates = [start * (end / start) ** (step / (steps - 1)) for step in range(steps)]
     try:
         with _as_they_were(model, optimizer), keep_buffers(model), keep_loaders(loader), keep_rng(), keep_modes(model):

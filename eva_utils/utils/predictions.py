@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import check_batch, check_labels
-from .checks import check_whole
+from .checks import check_model, check_seed, check_whole
 from .failures import overflow_advice
 from .forward import logits_of, use_channels_last
 from .kept import keep_modes, keep_rng
@@ -145,7 +145,7 @@ class Predictions:
             )
         positions = mask.nonzero().flatten()
         if order == "random":
-            shuffled = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+            shuffled = torch.randperm(len(positions), generator=torch.Generator().manual_seed(check_seed(seed)))
             positions = positions[shuffled]
         else:
             # By what the other classes have together, which tells apart what rounds to a confidence of 1.
@@ -199,11 +199,9 @@ def predict(
         ValueError: the loader shuffles, so that positions mean nothing, or it is empty.
         FloatingPointError: logits are NaN or infinite, which no class follows from.
     """
-    if not isinstance(model, nn.Module) or not hasattr(loader, "__iter__"):
-        raise TypeError(
-            f"predict takes a model and a loader, as predict(model, data.test), not {type(model).__name__} and "
-            f"{type(loader).__name__}"
-        )
+    check_model(model)
+    if not hasattr(loader, "__iter__"):
+        raise TypeError(f"predict takes a loader, as predict(model, data.test), not {type(loader).__name__}")
     if is_shuffled(loader):
         raise ValueError("the loader shuffles, so positions in it mean nothing; pass the test loader, or shuffle=False")
     device = pick_device(device)

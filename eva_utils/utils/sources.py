@@ -189,15 +189,22 @@ def _list_images(folder: Path, classes: list[str], size: int | None, root: Path)
     paths: list[Path] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
+    deeper: list[Path] = []
     for label, name in enumerate(classes):
         entries = _entries(folder / name, root)
         found = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
         unknown = [path for path in entries if path.suffix.lower() not in IMAGE_SUFFIXES | NO_IMAGES]
         others.update(path.suffix.lower() or "without a suffix" for path in unknown if path.is_file())
+        deeper += [path for path in unknown if path.is_dir() and _images(path, root)]
         if not found:
             raise ValueError(f"{folder / name} has no image; add some or remove the folder")
         paths += found
         labels += [label] * len(found)
+    if deeper:
+        warnings.warn(
+            f"images in folders inside a class's, as {deeper[0]}, are left out; move them up into {deeper[0].parent}",
+            stacklevel=5,
+        )
     if others:
         named = ", ".join(f"{count} {kind}" for kind, count in others.items())
         warnings.warn(

@@ -41,7 +41,7 @@ def summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
 
     table = io.StringIO()
     with keep_rng(), torch.no_grad(), contextlib.redirect_stdout(table):
-        trial = copy_model(unwrap(model)).cpu().eval()
+        trial = copy_model(unwrap(model)).cpu().float().eval()
         try:
             trial(torch.rand(2, *input_size))
         except Exception as error:

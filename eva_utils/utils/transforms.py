@@ -83,8 +83,6 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     if images.dtype == torch.uint8:
         images = images.to(torch.float32) / 255
-    if not images.is_floating_point():
-        raise ValueError(f"images are uint8 from 0 to 255 or floating point from 0 to 1, not {images.dtype}")
     images = images.as_subclass(Tensor)
     return (images - _per_channel(mean, images)) / _per_channel(std, images)
 
@@ -93,7 +91,7 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """Undo `normalize`: images (N, C, H, W) or (C, H, W) back in [0, 1], for a figure.
 
     Raises:
-        ValueError: mean or std has not one number for each channel.
+        ValueError: images of whole numbers, or mean or std has not one number for each channel.
     """
     return unclamped_pixels(images, mean, std).clamp(0, 1)
 
@@ -104,6 +102,8 @@ def unclamped_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]
 
 
 def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    if not images.is_floating_point():
+        raise ValueError(f"images are floating point, or uint8 from 0 to 255 to be normalized, not {images.dtype}")
     if len(values) != images.shape[-3]:
         raise ValueError(f"got {len(values)} values for images of {images.shape[-3]} channels; give one a channel")
     return _column(tuple(values), images.dtype, images.device)
