@@ -254,6 +254,9 @@ def test_absent_cifar10_says_what_else_to_use(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "download", offline)
     with pytest.raises(RuntimeError, match=r"could not be downloaded \(network is unreachable\); use 'shapes'"):
         D.load_data("cifar10", root=tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(RuntimeError, match=r"\); .* seems to hold images of its own: load_data\('.*'\) loads them"):
+        D.load_data("cifar10", root=tmp_path)
 
 
 @pytest.mark.parametrize(

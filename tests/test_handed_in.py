@@ -47,6 +47,8 @@ def test_a_report_is_read_from_its_record(written, folder):
         "the page is the record's, the figures are unedited"
     )
     record = load_verified(folder / "report.pt")
+    save_verified(folder / "report.pt", {**record, "author": "Ada\nruns/zz: Bob", "title": "One\r\u2028Two"})
+    assert repr(eva.check_report(folder)).startswith(f"{folder}: Ada runs/zz: Bob, One Two: ")
     record["predictions"]["probabilities"][0] = record["predictions"]["probabilities"][0].flip(0)
     save_verified(folder / "report.pt", record)
     other = eva.check_report(folder).run

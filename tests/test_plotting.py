@@ -174,11 +174,14 @@ def test_the_confusion_matrix_is_that_of_the_predictions(data):
     np.testing.assert_allclose(axis.images[0].get_array(), counts / counts.sum(1, keepdim=True).clamp(min=1))
     assert [text.get_text() for text in axis.get_yticklabels()] == data.classes
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "actual")
-    assert axis.get_title() == f"{predictions.accuracy:.2f}% of 40 images"
+    assert axis.get_title() == f"{predictions.accuracy:.2f}% of 40 images are right"
     target, predicted = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 1, 1])
     found = Predictions(None, torch.eye(2)[predicted], predicted, target)
-    (shown,) = plotting.plot_confusion(found, SimpleNamespace(classes="ab")).axes[0].images
+    names = ["plant_village_tomato_leaf_healthy", "plant_village_tomato_leaf_mosaic"]
+    axis = plotting.plot_confusion(found, SimpleNamespace(classes=names)).axes[0]
+    (shown,) = axis.images
     assert shown.get_array().tolist() == [[0.5, 0.5], [0.25, 0.75]] and shown.get_clim() == (0, 1)
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["plant_vil…_healthy", "plant_vil…f_mosaic"]
 
 
 @pytest.mark.parametrize("style", ["ggplot", "seaborn-v0_8"])
@@ -295,7 +298,8 @@ def test_a_text_is_cut_and_wrapped_to_its_room():
     assert [cut("abcdefgh", width) for width in (9, 8, 7)] == ["abcdefgh", "abcdefgh", "abcdef…"]
     assert cut("abcdefgh", 5, end=0.5) == "ab…gh" and cut("abcdefgh", 5, end=1) == "…efgh"
     lines = wrap("one two three four five", 60, 9).split("\n")
-    assert len(lines) == 2 and lines[0] == "one two" and lines[1].startswith("three") and lines[1].endswith("…")
+    assert len(lines) == 2 and lines[0] == "one two" and lines[1].startswith("th") and lines[1].endswith("ve")
+    assert "…" in lines[1] and wrap("tomato_leaf_early-blight", 75, 9) == "tomato_leaf_\nearly-blight"
 
 
 def test_other_things_than_records_and_data_are_refused(data):

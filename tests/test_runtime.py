@@ -133,6 +133,19 @@ def test_a_device_that_is_not_here_is_refused():
     assert runtime.pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device 'tpu' is not usable here"):
         runtime.pick_device("tpu")
+    for name, advised in (("cuda:0", True), ("gpu", True), ("cuda:O", False)):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(ValueError, match=f"device '{name}' is not usable") as caught,
+        ):
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr(torch, "empty", _absent)
+            runtime.pick_device(name)
+        assert ("in Colab choose a GPU" in str(caught.value)) is advised
+
+
+def _absent(*_, **__):
+    raise AssertionError("Torch not compiled with CUDA enabled")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

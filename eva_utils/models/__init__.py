@@ -21,25 +21,6 @@ from .speed_resnet import (
 )
 from .vit import vit
 
-__all__ = [
-    "center_filters",
-    "create_model",
-    "davidnet",
-    "flip_resnet",
-    "list_models",
-    "narrow_flip_resnet",
-    "resnet18",
-    "resnet34",
-    "small_resnet",
-    "speed_resnet",
-    "speed_resnet4",
-    "vit",
-    "whitened_flip_resnet",
-    "whitened_flip_resnet4",
-    "whitened_resnet",
-    "wide_whitened_flip_resnet4",
-]
-
 _MODELS = {
     model.__name__: model
     for model in (
@@ -48,6 +29,7 @@ _MODELS = {
         *(whitened_resnet, whitened_flip_resnet, whitened_flip_resnet4, wide_whitened_flip_resnet4),
     )
 }
+__all__ = ["center_filters", "create_model", "list_models", *_MODELS]
 
 
 def list_models() -> list[str]:

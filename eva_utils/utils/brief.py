@@ -89,11 +89,12 @@ def _findings(
     model = unwrap(model)
     trained, criterion = settings["train_loader"], settings["criterion"]
     findings = _of_data(brief, data, trained)
+    group = rules.options(settings["optimizer"]["group 0"], ("lr", "momentum", "weight_decay", "nesterov"))
     if brief.epochs is not None:
         findings.append(rules.epochs(brief.epochs, settings, rows))
     findings += [
         *equal("batch size", brief.batch_size, trained.get("batch_size")),
-        *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], rules.options(settings["optimizer"])),
+        *equal("optimizer", brief.optimizer, settings["optimizer"]["class"], group),
         *equal("loss", brief.criterion, _loss(criterion["class"]), rules.loss_options(criterion)),
     ]
     if brief.accuracy is not None:

@@ -1,4 +1,4 @@
-"""The layer whose map Grad-CAM shows where none is named."""
+"""The layer whose map Grad-CAM shows where none is named, and whether a layer has one."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -53,6 +53,21 @@ def deepest_layer(model: nn.Module, images: Tensor, as_map: Callable[[Tensor], T
     if not found:
         raise ValueError(f"no convolution gives a map of at least {LEAST_SIDE}x{LEAST_SIDE}; choose layers= by name")
     return found[-1]
+
+
+def check_map(shape: tuple[int, ...], name: str, images: Tensor, *, reshaped: bool) -> None:
+    """Raise ValueError unless a layer's output is a map (N, C, h, w), as far as its shape shows."""
+    if len(shape) != 4:
+        raise ValueError(
+            f"layer {name!r} gives {shape} and not a map (N, C, h, w); choose a layer before it, or "
+            "pass reshape= to make a map of it"
+        )
+    if not reshaped and is_channels_last(shape, images):
+        raise ValueError(
+            f"layer {name!r} gives {shape} for images {tuple(images.shape)}, as it seems (N, h, w, C) and no map "
+            "(N, C, h, w); name it in layers= and pass reshape=lambda output: output.permute(0, 3, 1, 2), or "
+            "reshape=lambda output: output if it is one after all"
+        )
 
 
 def is_channels_last(shape: tuple[int, ...], images: Tensor) -> bool:

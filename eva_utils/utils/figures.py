@@ -1,6 +1,7 @@
 """What all figures share: colours, size, style, and how one becomes a file."""
 
 import io
+import re
 import sys
 import textwrap
 import warnings
@@ -61,9 +62,15 @@ def tidy(axis: "Axes") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def shorten(name: object, width: int = 22) -> str:
-    """Return a name as text of at most so many characters, in which matplotlib sees no formula."""
-    return _escape(cut(str(name), width))
+class _NameWrapper(textwrap.TextWrapper):
+    """A wrapper of lines that also breaks after an underscore, as class names of folders have."""
+
+    wordsep_re = re.compile(r"(\s+)|(?<=[-_])(?=\S)")
+
+
+def shorten(name: object, width: int = 22, end: float = 0.0) -> str:
+    """Return a name as text of at most so many characters, in which matplotlib sees no formula; see `cut`."""
+    return _escape(cut(str(name), width, end))
 
 
 def fit(name: object, points: float, fontsize: float, end: float = 0.0) -> str:
@@ -78,11 +85,11 @@ def wrap(name: object, points: float, fontsize: float, lines: int = 2) -> str:
     """Return a name in at most so many lines of at most so many points."""
     text = str(name)[: lines * int(points)]
     width_of = _ruler(text, fontsize)
-    wrapped = (textwrap.wrap(text, width) for width in range(len(text), 0, -1))
+    wrapped = (_NameWrapper(width).wrap(text) for width in range(len(text), 0, -1))
     rows = next((rows for rows in wrapped if max(map(width_of, rows), default=0) <= points), [])
     if len(rows) > lines:
-        rows = [*rows[: lines - 1], " ".join(rows[lines - 1 :])]
-    return "\n".join(fit(row, points, fontsize) for row in rows)
+        rows = [*rows[: lines - 1], re.sub("(?<=[-_]) ", "", " ".join(rows[lines - 1 :]))]
+    return "\n".join(fit(row, points, fontsize, end=0.5) for row in rows)
 
 
 def _ruler(text: str, fontsize: float) -> Callable[[str], float]:

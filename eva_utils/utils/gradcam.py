@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import check_logits
-from .cam_layer import deepest_layer, is_channels_last
+from .cam_layer import check_map, deepest_layer
 from .checks import check_made
 from .compiling import unwrap
 from .failures import failure_explained
-from .kept import keep_buffers, keep_rng
+from .kept import keep_attributes, keep_buffers, keep_modes, keep_rng
 from .names import unknown_name
 
 Reshape = Callable[[Tensor], Tensor]
@@ -145,12 +145,12 @@ class GradCAM:
         device = images.device if parameter is None else parameter.device
         dtype = torch.float32 if parameter is None else parameter.dtype
         with ExitStack() as stack:
+            stack.enter_context(keep_attributes(self.model))
+            stack.enter_context(keep_modes(self.model))  # a scripted module's is no attribute
+            stack.enter_context(keep_buffers(self.model))
             for module in self.model.modules():
-                stack.callback(_put_back, vars(module), dict(vars(module)))
-                stack.callback(setattr, module, "training", module.training)  # of a scripted one it is elsewhere
                 if getattr(module, "_compiled_call_impl", None) is not None:  # hooks do not fire in compiled code
                     module._compiled_call_impl = None
-            stack.enter_context(keep_buffers(self.model))
             self.model.eval()
             stack.enter_context(keep_rng())
             stack.enter_context(torch.inference_mode(False))
@@ -198,35 +198,15 @@ class GradCAM:
             return own(output)
         return output if self.reshape is None else self.reshape(output)
 
-    def _check_map(self, output: Tensor, name: str, images: Tensor) -> None:
-        shape = tuple(self._shape(output).shape)
-        if len(shape) != 4:
-            raise ValueError(
-                f"layer {name!r} gives {shape} and not a map (N, C, h, w); choose a layer before it, or "
-                "pass reshape= to make a map of it"
-            )
-        if self.reshape is None and is_channels_last(shape, images):
-            raise ValueError(
-                f"layer {name!r} gives {shape} for images {tuple(images.shape)}, as it seems (N, h, w, C) and no map "
-                "(N, C, h, w); name it in layers= and pass reshape=lambda output: output.permute(0, 3, 1, 2), or "
-                "reshape=lambda output: output if it is one after all"
-            )
-
     def _check_run(self, layers: list[str], outputs: dict[str, Tensor], logits: Any, images: Tensor) -> None:
         idle = [name for name in layers if name not in outputs]
         if idle:
             raise ValueError(f"layer {idle[0]!r} exists and never runs in forward(); choose another")
         for name in layers:
-            self._check_map(outputs[name], name, images)
+            check_map(tuple(self._shape(outputs[name]).shape), name, images, reshaped=self.reshape is not None)
         check_logits(logits, images)
         if not logits.isfinite().all():
             raise ValueError("the model returned logits that are NaN or infinite; look at its weights and the images")
-
-
-def _put_back(attributes: dict, before: dict) -> None:
-    """Leave a module's attributes as they were, without what a forward pass has kept in them."""
-    attributes.clear()
-    attributes.update(before)
 
 
 def _unreached(name: str) -> str:

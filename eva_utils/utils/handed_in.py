@@ -40,8 +40,9 @@ class HandedIn:
         counted = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in (PASS, FAIL, UNCHECKED))
         audit = counted if self.verdicts.total() else "no brief"
         found = "; ".join(self.problems) or "the page is the record's, the figures are unedited"
+        author, title = (" ".join(text.split()) for text in (self.author or "no author", self.title))  # in one line
         return (
-            f"{self.folder}: {self.author or 'no author'}, {self.title}: {self.accuracy:.2f}% at epoch {self.epoch}; "
+            f"{self.folder}: {author}, {title}: {self.accuracy:.2f}% at epoch {self.epoch}; "
             f"audit: {audit}; run {self.run}; {found}"
         )
 

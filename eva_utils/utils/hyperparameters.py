@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from .markdown import table
 from .names import enumerated, plural
-from .rules import course, loss_options
+from .rules import course, loss_options, options
 
 _INSIDE = ("class", "default_min_lr", "min_lrs", "eps")  # of a scheduler, and not what one gives it
 
@@ -58,24 +58,18 @@ def _schedule(schedule: dict) -> str:
     held = [value for value in schedule.values() if isinstance(value, dict)]
     ran = [name for name, value in schedule.items() if name not in _INSIDE and not isinstance(value, dict)]
     inner = f" of {', '.join(map(_schedule, held))}" if held else ""
-    return schedule["class"] + _options(schedule, ran) + inner
+    return schedule["class"] + options(schedule, ran) + inner
 
 
 def _groups(groups: list[dict]) -> str:
     """Return the options of an optimizer's groups; of how many tensors, where they differ."""
     counts: Counter[str] = Counter()
     for group in groups:
-        options = _options(group, ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov"))
-        counts[options] += group["parameters"]
+        shown = options(group, ("lr", "max_lr", "momentum", "betas", "weight_decay", "nesterov"))
+        counts[shown] += group["parameters"]
     if len(counts) == 1:
         return next(iter(counts))
-    return ": " + "; ".join(f"{options} of {plural(count, 'tensor')}" for options, count in counts.items())
-
-
-def _options(part: dict, names: Iterable[str]) -> str:
-    kept = {name: part[name] for name in names if name in part and part[name] not in (None, [], {})}
-    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in kept.items()}
-    return "(" + ", ".join(f"{name}={value}" for name, value in shown.items()) + ")"
+    return ": " + "; ".join(f"{shown} of {plural(count, 'tensor')}" for shown, count in counts.items())
 
 
 def _if_set(name: str, value: float | None) -> str:

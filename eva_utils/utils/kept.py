@@ -1,4 +1,4 @@
-"""Random generators, buffers and modes that are put back as they were."""
+"""Random generators, attributes, buffers and modes that are put back as they were."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +42,20 @@ def keep_buffers(model: nn.Module) -> Iterator[None]:
             except RuntimeError:  # an expanded one cannot be written, here or by the model
                 if not torch.equal(buffer, value):
                     raise
+
+
+@contextmanager
+def keep_attributes(model: nn.Module) -> Iterator[None]:
+    """Put every submodule's attributes back as they were, without what a forward pass has kept or registered."""
+    before = [(module, dict(vars(module)), list(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            for name in [name for name in module._buffers if name not in buffers]:
+                del module._buffers[name]
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextmanager

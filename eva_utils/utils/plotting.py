@@ -63,12 +63,12 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
     fontsize = min(9, max(7, 440 / size))
     step = -(-size // 76)  # names nearer to each other could not be read
     named = range(0, size, step)
-    names = [shorten(data.classes[number], 18) for number in named]
+    names = [shorten(data.classes[number], 18, end=0.5) for number in named]
     axis.set_xticks(named, names, rotation=90, fontsize=fontsize)
     axis.set_yticks(named, names, fontsize=fontsize)
     note = "" if step == 1 else f" (one class in {step} is named)"
     axis.set(xlabel=f"predicted{note}", ylabel=f"actual{note}")
-    axis.set_title(f"{predictions.accuracy:.2f}% of {len(predictions)} images", fontsize=min(12, 6 + size))
+    axis.set_title(f"{predictions.accuracy:.2f}% of {len(predictions):,} images are right", fontsize=min(12, 6 + size))
     if size <= 20:
         for row in range(size):
             for column in range(size):

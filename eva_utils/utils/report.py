@@ -94,7 +94,11 @@ def write_report(
     with locked(folder), keep_rng(), keep_loaders(data.train, data.test):
         history = finished.read_history(folder)
         splits = finished.tested_splits(history, data)
-        _check_own(folder)
+        before, now = _check_own(folder), {"author": author, "remarks": remarks, "audit": brief}
+        left = [name.replace("audit", "brief") for name in now if before.get(name) and not now[name]]
+        if left:
+            given = " and ".join(f"{name}=" for name in left)
+            warnings.warn(f"the report before this one was given {given}; give it again to keep it", stacklevel=2)
         device = pick_device(device)
         how: dict[str, Any] = {"device": device, "precision": finished.precision_of(history.settings, device)}
         trial = load_weights(copy_model(unwrap(model)), folder, "best")
@@ -168,14 +172,15 @@ def _check_arguments(run: Any, model: Any, data: Any, author: Any, remarks: Any)
             raise TypeError(f"{name} is a text, not {text!r}")
 
 
-def _check_own(folder: Path) -> None:
-    """Refuse to write over files that were not written here."""
+def _check_own(folder: Path) -> dict:
+    """Refuse to write over files that were not written here; return the record of the report before, if any."""
     page.check_own(folder)
-    if (folder / RECORD).exists():
-        try:
-            load_verified(folder / RECORD)
-        except DamagedFileError as error:
-            raise ValueError(f"{error}; rename or remove it, and it is written anew") from error
+    if not (folder / RECORD).exists():
+        return {}
+    try:
+        return load_verified(folder / RECORD)
+    except DamagedFileError as error:
+        raise ValueError(f"{error}; rename or remove it, and it is written anew") from error
 
 
 def _layers_table(model: nn.Module, image: Tensor) -> str:

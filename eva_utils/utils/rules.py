@@ -1,7 +1,7 @@
 """One function for each kind of rule an assignment has: what was found in a run, and the verdict."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -47,10 +47,9 @@ def _listed(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def options(optimizer: dict) -> str:
-    """Return the first group's options in parentheses."""
-    group = optimizer["group 0"]
-    kept = {name: group[name] for name in ("lr", "momentum", "weight_decay", "nesterov") if name in group}
+def options(part: dict, names: Iterable[str]) -> str:
+    """Return those options of an optimizer's group or a scheduler that it has, in parentheses."""
+    kept = {name: part[name] for name in names if name in part and part[name] not in (None, [], {})}
     shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in kept.items()}
     return "(" + ", ".join(f"{name}={value}" for name, value in shown.items()) + ")"
 

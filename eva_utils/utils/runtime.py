@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import random
+import re
 import sys
 import time
 import warnings
@@ -36,7 +37,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error)
-        if str(device).startswith(("cuda", "gpu")) and not torch.cuda.is_available():
+        if re.fullmatch(r"(cuda|gpu)(:\d+)?", str(device)) and not torch.cuda.is_available():
             reason = f"{reason.rstrip('.')}; in Colab choose a GPU under Runtime, Change runtime type"
         raise ValueError(f"device {str(device)!r} is not usable here ({reason}); leave it out to pick one") from None
     return chosen

@@ -98,10 +98,10 @@ def _read_torchvision(name: str, root: Path) -> tuple[Split, Split, list[str]]:
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError, KeyError, pickle.UnpicklingError) as error:
         if complete:
             raise ValueError(f"{unpacked} is incomplete or damaged; remove it to download it again") from error
-        raise RuntimeError(
-            f"{name} is not in {root} and could not be downloaded ({error}); "
-            f"use 'shapes' or a folder of images, or put {archive.name if cifar else unpacked} there"
-        ) from error
+        advice = f"use 'shapes' or a folder of images, or put {archive.name if cifar else unpacked} there"
+        if (root / "train").is_dir():
+            advice = f"{root} seems to hold images of its own: load_data({str(root)!r}) loads them"
+        raise RuntimeError(f"{name} is not in {root} and could not be downloaded ({error}); {advice}") from error
     return *splits, list(train.classes)
 
 
