@@ -285,6 +285,20 @@ def test_the_guides_briefs():
     assert names["brief"].epochs == 20 and names["brief"].layers == BRIEFS["eva6_s8"].layers
 
 
+def test_the_guides_penalty_is_of_the_training_loss_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(eva, "write_report", lambda *_: None)  # whose figures take seconds to draw
+    small = {'"mnist", root="data", batch_size=64': '"shapes", batch_size=20, limit=40', "epochs=10": "epochs=1"}
+    names: dict = {"eva": eva}
+    chosen = [cell for cell in cells(section(GUIDE, "The next assignments")) if "cross_entropy_l1" in cell]
+    figure = [run(made_smaller(cell, {**small, "1e-5": "1.0"}), names) for cell in chosen][-1]
+    assert isinstance(figure, Figure) and [*names["runs"]] == ["batch norm", "layer norm", "group norm"]
+    row, settings = names["runs"]["batch norm"].rows[0], names["runs"]["batch norm"].settings
+    assert row["train_loss"] > 1000 > 10 > names["runs"]["layer norm"].rows[0]["train_loss"] and row["test_loss"] < 100
+    assert settings["criterion"]["factor"] == 1
+
+
 def test_the_guides_recipes():
     rows = re.findall(r"^\| `(\w+)` \| (`Random.*|nothing.*) \|$", text_of(GUIDE), re.MULTILINE)
     assert [name for name, _ in rows] == [*(name for name in RECIPES if name != "none"), "none"]
