@@ -40,6 +40,14 @@ def test_captions_beside_many_layers_are_whole():
         assert overlaps(plotting.plot_gradcam(model, records_of(model, 2), wide, layers[:count])) == ([], [])
 
 
+@pytest.mark.parametrize(("count", "inches"), [(1, 5), (2, 20 / 3), (3, 10), (4, 10)])
+def test_a_figure_of_few_images_is_as_wide_as_they_are(data, count, inches):
+    shown = records_of(create_model("small_resnet"), count)
+    figure = plotting.draw_gradcam(shown, data, {"layer1": torch.rand(count, 32, 32)})
+    assert figure.get_figwidth() == pytest.approx(inches) and overlaps(figure) == ([], [])
+    assert len(visible(figure)) == 3 * count  # image, predicted and actual class
+
+
 def test_panels_show_the_maps_of_the_same_records(data):
     model, layers = create_model("small_resnet"), ["layer1", "layer2"]
     shown = records_of(model, 4)

@@ -115,17 +115,20 @@ def _layer_rows(records: Sequence[Any], data: Any, maps: Mapping[str, Tensor], s
 
 def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tensor, true: Tensor) -> "Figure":
     any_wrong = any(record.predicted != record.target for record in records)
-    cells, groups = (3, 3) if any_wrong else (2, 4)
+    cells, most = (3, 3) if any_wrong else (2, 4)
+    groups = min(most, len(records))
     rows = -(-len(records) // groups)
     ratios = [*([1.0] * cells + [GAP]) * groups][:-1]  # a gap after each image's group
-    points = 64 * WIDTH / sum(ratios)
+    width = max(WIDTH * groups / most, WIDTH / 2)  # of a half at least, for the title
+    cell = width / sum(ratios)
+    points = 64 * cell
     names = [
         [wrap(data.classes[number], points, 8) for number in (record.predicted, record.target)] for record in records
     ]
     lines = 3.5 + max(name.count("\n") for pair in names for name in pair) + (not (predicted.any() and true.any()))
-    title = _title(records, data, f"Grad-CAM at {layer}")
-    height = 0.6 + 0.2 * title.count("\n") + (WIDTH / sum(ratios) + 0.14 * lines) * rows
-    figure, axes = new_figure(rows, len(ratios), height, ratios=ratios)
+    title = _title(records, data, f"Grad-CAM at {layer}", width)
+    height = 0.6 + 0.2 * title.count("\n") + (cell + 0.14 * lines) * rows
+    figure, axes = new_figure(rows, len(ratios), height, width, ratios=ratios)
     hide([axis for cells_of_row in axes for axis in cells_of_row[cells :: cells + 1]])
     figure.suptitle(title, fontsize=12)
     for number, record in enumerate(records):
@@ -144,10 +147,10 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     return figure
 
 
-def _title(records: Sequence[Any], data: Any, shown: str) -> str:
+def _title(records: Sequence[Any], data: Any, shown: str, width: float = WIDTH) -> str:
     """Return which images there are, what is shown of them, and how to read its colours."""
     lines = heading(records, data.classes), f"{shown}; dark violet: nothing, yellow: most"
-    return "\n".join(wrap(line, 64 * WIDTH, 12) for line in lines)
+    return "\n".join(wrap(line, 64 * width, 12) for line in lines)
 
 
 def _show_overlay(axis: "Axes", image: Tensor, map_: Tensor) -> None:
