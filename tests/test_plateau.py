@@ -91,6 +91,7 @@ def test_what_is_no_history_is_refused():
         ("eva6_s8-2", {}, [14, 18, 22, 27, 30, 33, 37, 40]),
         ("eva6_s8-3", {}, [14, 18, 22, 28, 31, 34, 37, 40]),
         ("eva6_s8-4", {}, [13, 17, 22, 25, 28, 31, 34, 37, 40]),
+        ("eva6_s8-6", {}, [12, 16, 20, 23, 27, 30, 33, 36, 39]),
     ],
 )
 def test_the_cuts_that_the_experiments_tell_of_are_those_of_the_records(run, options, cuts):
