@@ -318,7 +318,7 @@ WRONG = [
     (["--epochs", "0"], "epochs is a whole number from 1 up, not 0"),
     (
         ["--model", "resnet81"],
-        f"unknown model 'resnet81': choose one of {', '.join(list_models())}; did you mean 'resnet18'?",
+        f"unknown model 'resnet81': choose one of {', '.join(list_models()[:10])}, …; did you mean 'resnet18'?",
     ),
     (["--norm", "layr"], "unknown norm 'layr': choose one of batch, layer, channel, group; did you mean 'layer'?"),
     (["--recipe", "eva6"], f"unknown recipe 'eva6': choose one of {', '.join(RECIPES)}; did you mean 'eva6_s"),

@@ -119,7 +119,7 @@ def _pair_gallery(records: Sequence[Any], data: Any, layer: str, predicted: Tens
     groups = min(most, len(records))
     rows = -(-len(records) // groups)
     ratios = [*([1.0] * cells + [GAP]) * groups][:-1]  # a gap after each image's group
-    width = max(WIDTH * groups / most, WIDTH / 2)  # of a half at least, for the title
+    width = WIDTH * max(groups / most, 2 / 3)  # for the title
     cell = width / sum(ratios)
     points = 64 * cell
     names = [
