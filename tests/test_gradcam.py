@@ -72,15 +72,17 @@ def test_a_map_that_is_the_same_everywhere_is_all_zeros():
 
 def test_what_rounding_makes_of_equal_values_is_no_map():
     """The activations are equal to the last bit; their weighted sum is not, since it is not added in one order."""
+
+    class Even(nn.Module):
+        def forward(self, x):
+            return x[..., :1, :1].expand_as(x).contiguous()
+
     found = []
     for seed in range(8):
         torch.manual_seed(seed)
-        layers = nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 32, 3, bias=False), nn.ReLU()
+        layers = nn.Conv2d(3, 32, 3, bias=False), nn.ReLU(), Even()
         model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
-        image = torch.full((1, 3, 23, 23), 0.37)
-        activations = model[:4](image)
-        assert (activations == activations[..., :1, :1]).all()
-        found.append(GradCAM(model, ["3"])(image)["3"].any())
+        found.append(GradCAM(model, ["2"])(torch.full((1, 3, 23, 23), 0.37))["2"].any())
     assert not any(found)
 
 
@@ -89,7 +91,7 @@ def test_a_convolution_whose_channels_are_normalized_one_by_one_has_no_map(norm)
     """No channel's mean counts behind the norm, so the mean gradient of each is 0 but for rounding."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 32, 3, padding=1), make_norm(norm)(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-    model, images = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 3)), torch.randn(4, 3, 16, 16)
+    model, images = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 3)), torch.randn(2, 3, 64, 64)
     maps = GradCAM(model, ["0", "1"])(images)
     assert not maps["0"].any() and (maps["1"].amax(dim=(1, 2)) == 1).all()
 

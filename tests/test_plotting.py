@@ -297,9 +297,8 @@ def test_augmentations_show_what_the_loader_yields(data):
 def test_a_text_is_cut_and_wrapped_to_its_room():
     assert [cut("abcdefgh", width) for width in (9, 8, 7)] == ["abcdefgh", "abcdefgh", "abcdef…"]
     assert cut("abcdefgh", 5, end=0.5) == "ab…gh" and cut("abcdefgh", 5, end=1) == "…efgh"
-    lines = wrap("one two three four five", 60, 9).split("\n")
-    assert len(lines) == 2 and lines[0] == "one two" and lines[1].startswith("th") and lines[1].endswith("ve")
-    assert "…" in lines[1] and wrap("tomato_leaf_early-blight", 75, 9) == "tomato_leaf_\nearly-blight"
+    assert wrap("one two three four five", 60, 9) == "one two\nthree …r five"
+    assert wrap("tomato_leaf_early-blight", 75, 9) == "tomato_leaf_\nearly-blight"
 
 
 def test_other_things_than_records_and_data_are_refused(data):

@@ -94,11 +94,11 @@ def write_report(
     with locked(folder), keep_rng(), keep_loaders(data.train, data.test):
         history = finished.read_history(folder)
         splits = finished.tested_splits(history, data)
-        before, now = _check_own(folder), {"author": author, "remarks": remarks, "audit": brief}
-        left = [name.replace("audit", "brief") for name in now if before.get(name) and not now[name]]
+        before = _check_own(folder)
+        given = (("author=", "author", author), ("remarks=", "remarks", remarks), ("brief=", "audit", brief))
+        left = " and ".join(name for name, part, now in given if before.get(part) and not now)
         if left:
-            given = " and ".join(f"{name}=" for name in left)
-            warnings.warn(f"the report before this one was given {given}; give it again to keep it", stacklevel=2)
+            warnings.warn(f"the report before this one was given {left}; give it again to keep it", stacklevel=2)
         device = pick_device(device)
         how: dict[str, Any] = {"device": device, "precision": finished.precision_of(history.settings, device)}
         trial = load_weights(copy_model(unwrap(model)), folder, "best")
