@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .utils import processes
-from .utils.averaging import MovingAverage, averaged
+from .utils.averaging import MovingAverage, averaged, check_average
 from .utils.batches import check_batch, check_outputs
 from .utils.checks import (
     check_clip,
@@ -19,6 +19,7 @@ from .utils.checks import (
     check_decay,
     check_fit,
     check_loader,
+    check_log,
     check_model,
     check_optimizer,
     check_seed,
@@ -34,7 +35,7 @@ from .utils.kept import keep_modes
 from .utils.meter import FirstBad, Meter, Score, make_row
 from .utils.names import plural
 from .utils.optim import clear_gradients, prepare_fused
-from .utils.parts import parameters_left_out, trainable_parameters
+from .utils.parts import held_parameters, parameters_left_out, trainable_parameters
 from .utils.progress import ProgressBar, describe_test, describe_training
 from .utils.run_folder import RunFolder
 from .utils.runtime import (
@@ -47,7 +48,7 @@ from .utils.runtime import (
     seed_everything,
     warn_of_emulation,
 )
-from .utils.schedule import Warmup, ignoring_order, per_batch_scheduler, set_rates, step_epoch
+from .utils.schedule import Warmup, check_per_batch, ignoring_order, per_batch_scheduler, set_rates, step_epoch
 from .utils.schedule_checks import (
     check_rate,
     check_scheduler,
@@ -81,6 +82,8 @@ def train(
 ) -> Score:
     """Train for one epoch and return its score, measured on the batches as they were trained on.
 
+    Gradients are cleared before each batch and at the end.
+
     Args:
         model: returns logits (N, C); it is moved to the device and left in the mode it was in.
         loader: any iterable of (images, labels) with a length. One of `load_data` repeats its batches
@@ -99,7 +102,8 @@ def train(
 
     Raises:
         FloatingPointError: the loss is NaN or infinite, naming the batch.
-        ValueError: a batch, the logits, the loss or a number is not what it should be.
+        ValueError: a batch, the logits, the loss or a number is not what it should be, or before any step: the
+            scheduler is of another optimizer, or has fewer steps left than the loader has batches.
         TypeError: likewise, or the scheduler follows a metric.
     """
     check_trainable(model)
@@ -107,18 +111,15 @@ def train(
     check_optimizer(optimizer, model)
     check_criterion(criterion)
     check_clip(clip)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        raise TypeError(
-            "train steps its scheduler after every batch; step ReduceLROnPlateau yourself, with the loss that test "
-            "returns"
-        )
+    check_average(ema)
+    check_log(log)
+    check_per_batch(scheduler, optimizer, len(loader))
     device, dtype, criterion = _choose(criterion, device, precision)
     _move(model, criterion, device)
     use_channels_last(model, device, dtype)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     meter, first_bad, shared = Meter(device), FirstBad(device, dtype), processes.is_shard(loader)
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    left_out = parameters_left_out(model, optimizer).values()
+    held, left_out = held_parameters(optimizer), parameters_left_out(model, optimizer).values()
     number, rate = 0, float(optimizer.param_groups[0]["lr"])
     with keep_modes(model), ProgressBar(len(loader), log if progress else None) as bar:
         model.train()
@@ -257,14 +258,16 @@ def fit(
             or criterion fail on the first batch of an epoch.
         TypeError: an argument is not what its name says, or a part of the run cannot be saved.
         OSError: the folder cannot be written to.
-        FloatingPointError: a loss is NaN or infinite, naming epoch and batch.
+        FloatingPointError: a loss is NaN or infinite, naming the epoch and of training the batch.
         torch.OutOfMemoryError: a batch does not fit, naming its size and a smaller one.
-        An error that ends a run carries the record of its finished epochs as `error.history`.
+
+    An error that ends a run carries the record of its finished epochs as `error.history`.
     """
     check_fit(model, train_loader, test_loader, epochs, optimizer, scheduler, criterion)
     check_scheduler(scheduler, optimizer, epochs, len(train_loader))
     epochs, warmup = int(epochs), check_warmup(warmup, epochs, scheduler)
     ema, clip = check_decay(ema), check_clip(clip)
+    check_log(log)
     seed = None if seed is None else check_seed(seed)
     device, dtype, criterion = _choose(criterion, device, precision)
     check_compile(compile, device)

@@ -225,6 +225,8 @@ def test_something_else_than_a_history_or_data_is_refused(data):
         audit("eva6_s8", record(data, model).rows, model, data)
     with pytest.raises(TypeError, match="data is what load_data returned; Loader has no test"):
         audit("eva6_s8", record(data, model), model, data.test)
+    with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str"):
+        audit("eva6_s8", record(data, model), "resnet18", data)
 
 
 @pytest.mark.parametrize("name", BRIEFS)

@@ -63,5 +63,5 @@ def test_the_square_has_the_colour_that_is_asked_for():
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "16", True])
 def test_refuses_a_size_that_is_no_side(size):
-    with pytest.raises(ValueError, match="Cutout's size is its side in pixels, a positive whole number"):
+    with pytest.raises(ValueError, match="Cutout's size, its side in pixels, is a whole number from 1 up"):
         Cutout(size)

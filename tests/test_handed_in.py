@@ -106,6 +106,12 @@ def test_a_report_of_an_earlier_version_does_not_know_its_figures(folder):
     assert eva.check_report(folder).problems == ()
 
 
+def test_a_checkpoint_in_the_records_place_is_refused(folder):
+    shutil.copy(folder / "last.pt", folder / "report.pt")
+    with pytest.raises(ValueError, match=r"report\.pt is no report's record; ask for the one that write_report left"):
+        eva.check_report(folder)
+
+
 def test_a_report_without_its_record_or_with_a_changed_one_is_refused(folder):
     content = (folder / "report.pt").read_bytes()
     (folder / "report.pt").write_bytes(content[:100] + b"x" + content[101:])

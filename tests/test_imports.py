@@ -66,6 +66,7 @@ ALLOWED = {
         "utils.kept",
         "utils.norm_rules",
         "utils.notebook",
+        "utils.predictions",
         "utils.rules",
     },
     "utils.depth_rule": {"utils.compiling", "utils.rules"},

@@ -116,6 +116,25 @@ def test_outputs_that_are_not_one_for_each_image_and_class_are_told():
         assert check.passed is False and check.found == f"{shape} for 20 images of 10 classes"
 
 
+class InPlace(nn.Module):
+    """Changes what its sigmoid's gradient needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+
+    def forward(self, x):
+        hidden = self.fc(x.mean((2, 3))).sigmoid()
+        hidden += 1
+        return hidden - 1.5
+
+
+def test_a_backward_pass_that_fails_is_told():
+    (found,) = mistakes.learns_by_heart(InPlace(), torch.randn(16, 3, 8, 8), torch.arange(16) % 10)
+    assert found.passed is False and "the backward pass fails: one of the variables needed for gradient" in found.found
+    assert "h += 1 does after a sigmoid" in found.cause
+
+
 def test_a_model_that_fails_in_evaluation_alone_is_told():
     class Broken(nn.Linear):
         def forward(self, x):

@@ -45,6 +45,38 @@ def test_what_train_cannot_step_is_refused(tiny_net):
         engine.train(tiny_net, new_loaders()[0], torch.optim.LBFGS(tiny_net.parameters()), log=None)
 
 
+def one_cycle_of(model, steps):
+    return torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD(model.parameters()), max_lr=0.1, total_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"scheduler": one_cycle_of(TinyNet(), 99)}, ValueError, "the scheduler belongs to another optimizer"),
+        ({"scheduler": "one_cycle"}, TypeError, r"scheduler is one of torch\.optim\.lr_scheduler, built with the"),
+        ({"ema": 0.999}, TypeError, r"ema of train is a MovingAverage\(model, 0\.999\), not 0\.999; fit takes the"),
+        ({"log": True}, TypeError, "log takes a line of text, as print does, or is None; True cannot be called"),
+    ],
+)
+def test_train_refuses_before_a_step_what_it_could_not_use(given, error, message, tiny_net):
+    before, optimizer = copy.deepcopy(tiny_net), torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    with pytest.raises(error, match=message):
+        engine.train(tiny_net, new_loaders()[0], optimizer, **{**QUIET, **given})
+    assert_same_weights(tiny_net, before)
+    if "log" in given:
+        with pytest.raises(error, match=message):
+            engine.fit(tiny_net, *new_loaders(), epochs=1, **{**QUIET, **given})
+        assert_same_weights(tiny_net, before)
+
+
+def test_train_refuses_a_one_cycle_schedule_with_too_few_steps_left(tiny_net):
+    loader, before = new_loaders()[0], copy.deepcopy(tiny_net)
+    scheduler = one_cycle_of(tiny_net, len(loader) - 1)
+    with pytest.raises(ValueError, match=rf"OneCycleLR has {len(loader) - 1} of its .* the epoch takes {len(loader)};"):
+        engine.train(tiny_net, loader, scheduler.optimizer, scheduler=scheduler, **QUIET)
+    assert_same_weights(tiny_net, before)
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -61,6 +93,7 @@ def test_what_train_cannot_step_is_refused(tiny_net):
         ({"criterion": nn.CrossEntropyLoss(reduction="sum")}, ValueError, "not reduction='sum'"),
         ({"precision": "bfloat61"}, ValueError, r"unknown precision 'bfloat61'.*did you mean 'bfloat16'\?"),
         ({"precision": "float16"}, ValueError, "float16 needs a CUDA device and this is 'cpu'"),
+        ({"checkpoint": "run", "resume": 1}, ValueError, "resume is True, False or 'auto', not 1"),
         ({"resume": True}, ValueError, "resume needs the folder of the run: give checkpoint= as well"),
         ({"seed": -1}, ValueError, "a seed is a whole number from 0"),
     ],

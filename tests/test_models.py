@@ -189,8 +189,20 @@ def test_whitened_patches_are_uncorrelated_and_come_with_their_negatives():
     assert strong.sum() >= 10
     torch.testing.assert_close(covariance, covariance.diagonal().diag(), rtol=0, atol=2e-3)
     assert covariance.diagonal().max() < 1.001 and not model.whitening.weight.requires_grad
-    with pytest.raises(ValueError, match="no whitening layer; those whose names begin with whitened_ have one"):
+    with pytest.raises(ValueError, match="no whitening layer; those with whitened_ in their names have one"):
         create_model("speed_resnet").whiten(images)
+    before = model.whitening.weight.clone()
+    for wrong in (images.byte(), images[0], images[:, :1], images / 0):
+        with pytest.raises(ValueError, match=r"whiten takes a batch of normalized images \(N, 3, H, W\)"):
+            model.whiten(wrong)
+    assert torch.equal(model.whitening.weight, before)
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("classes", [0, -1, "10"])
+def test_a_width_of_the_logits_that_is_none_is_refused(name, classes):
+    with pytest.raises(ValueError, match=f"num_classes is a whole number from 1 up, not {classes!r}"):
+        create_model(name, num_classes=classes)
 
 
 def test_blocks_of_the_small_network_start_as_the_identity():

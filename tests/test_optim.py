@@ -90,8 +90,10 @@ def test_one_cycle_keeps_the_ratio_of_the_groups_and_a_rate_of_0():
         ({"peak_epoch": 6}, "peak_epoch is a number above 0 and below 6, not 6"),
         (
             {"peak_epoch": 0.1},
-            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); give a smaller batch_size=",
+            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); give a later peak_epoch=, a smaller",
         ),
+        ({"steps_per_epoch": 4, "peak_epoch": 0.3}, "puts the peak on the first batch"),
+        ({"peak_epoch": 5.97}, "puts the peak on the last batch .*; give an earlier peak_epoch=, a smaller batch"),
         ({"epochs": 0}, "epochs is a whole number from 1 up, not 0"),
     ],
 )
@@ -104,6 +106,9 @@ def test_one_cycle_misuse_is_refused(wrong, message, tiny_net):
 def test_what_is_no_model_or_no_optimizer_is_named(tiny_net):
     with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not generator"):
         param_groups(tiny_net.parameters(), 5e-4)
+    for wrong in (-5e-4, "5e-4"):
+        with pytest.raises(ValueError, match="weight_decay is a number from 0 up, not"):
+            param_groups(tiny_net, wrong)
     with pytest.raises(TypeError, match=r"one_cycle takes an optimizer, as SGD.*, not TinyNet"):
         one_cycle(tiny_net, 6, 10, 0.4, 0.1)
 

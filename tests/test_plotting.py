@@ -304,6 +304,8 @@ def test_a_text_is_cut_and_wrapped_to_its_room():
 def test_other_things_than_records_and_data_are_refused(data):
     with pytest.raises(TypeError, match=r"records are those of predictions\.wrong\(20\) or \.correct\(20\), not Data"):
         plotting.plot_images(data, data)
+    with pytest.raises(TypeError, match=r"records are those of predictions\.wrong\(20\).*, not int"):
+        plotting.plot_images([*records(data, 2), 3], data)
     with pytest.raises(TypeError, match="any object with classes, mean and std; list has no classes"):
         plotting.plot_images(records(data, 2), data.classes)
     with pytest.raises(TypeError, match="plot_history takes what fit returned, or several by name, not int"):

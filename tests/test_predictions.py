@@ -4,7 +4,7 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from conftest import TinyNet, random_batches
 from eva_utils import main as engine
@@ -211,6 +211,28 @@ def test_images_that_are_drawn_anew_are_those_predicted_and_generators_stay_as_t
     python, numpy, of_torch = before
     assert random.getstate() == python and torch.equal(torch.get_rng_state(), of_torch)
     assert all(np.array_equal(now, then) for now, then in zip(np.random.get_state(), numpy, strict=True))
+
+
+class DrawsItself(Dataset):
+    """Each image is drawn when it is asked for."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.randn(3, 8, 8), index % 4
+
+
+def test_images_drawn_by_workers_are_those_predicted_though_their_loader_was_used_since():
+    loader = DataLoader(DrawsItself(), 4, num_workers=1, generator=torch.Generator().manual_seed(1))
+    shown = []
+    net = TinyNet()
+    net.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].clone()))
+    predictions = predict(net, loader, device="cpu", precision="float32")
+    seen = torch.cat(shown)
+    assert len(list(loader)) == 3  # moves on the loader's own generator, which seeds the workers
+    records = [*predictions.wrong(12), *predictions.correct(12)]
+    assert len(records) == 12 and all(torch.equal(record.image, seen[record.index]) for record in records)
 
 
 def test_lack_of_memory_stays_what_it_is(tiny_net):

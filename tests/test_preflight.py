@@ -25,6 +25,17 @@ from test_mistakes import Forgets
 IMAGES, LABELS = torch.zeros(20, 3, 32, 32), torch.arange(20) % 10
 
 
+class Picks(nn.Module):
+    """Takes a channel that is not there."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 10)
+
+    def forward(self, x):
+        return self.fc(x[:, 5].mean((1, 2))[:, None])
+
+
 @pytest.fixture(scope="module")
 def data():
     return load_data("shapes", limit=200, recipe="eva6_s8", batch_size=64)
@@ -116,6 +127,22 @@ def test_a_model_that_fails_on_its_first_batch(data):
     (check,) = report.checks
     assert not report.passed and check.name == "a batch goes through the model"
     assert "the model failed on images (16, 3," in check.cause and "cannot be multiplied" in check.cause
+
+
+@pytest.mark.parametrize(
+    ("model", "found", "cause"),
+    [
+        (
+            create_model("vit", size=40),
+            "ValueError",
+            "the model takes (N, 3, 40, 40); build it with size= of the images",
+        ),
+        (Picks(), "IndexError", "index 5 is out of bounds"),
+    ],
+)
+def test_a_model_that_refuses_its_first_batch(model, found, cause, data):
+    (check,) = preflight(model, data).checks
+    assert (check.passed, check.found) == (False, found) and cause in check.cause
 
 
 def test_a_lazy_model_is_looked_at(data):

@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -48,6 +49,12 @@ def test_the_readme_says_what_the_run_recorded(run, data):
     assert "| training transforms | RandomCrop(padding=4), Cutout(16, fill=0) |" in text
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text
     assert "chosen on the test images themselves" in text
+
+
+def test_without_torchsummary_there_is_a_report(run, data, undrawn, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchsummary", None)
+    text = write_report(run[0], run[1], data).path.read_text(encoding="utf-8")
+    assert "summary needs torchsummary" in text and "pip install torchsummary" in text
 
 
 def test_weights_of_an_earlier_run_are_told(tmp_path, data, undrawn):

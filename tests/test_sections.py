@@ -101,10 +101,10 @@ def test_every_choice_has_its_row_in_the_parameters():
     settings["criterion"] = {
         "class": "penalized",
         "arguments": ["model", "off", "names", "share"],
-        **{"share": 1e-5, "off": 0, "names": ["a", "b"]},
+        **{"share": 1e-5, "off": 0, "names": ["a", None, 0.25]},
     }
     loss = told(hyperparameters({**RECORD, "settings": settings}))["loss"]
-    assert loss == "penalized(off=0, names=[a, b], share=1e-05)"
+    assert loss == "penalized(off=0, names=[a, None, 0.25], share=1e-05)"
     scheduler = {"class": "OneCycleLR", "total_steps": 1200}
     settings = {**RECORD["settings"], "scheduler": scheduler, "torch_seed": 2**40, "warmup": 0, "ema": None}
     found = told(hyperparameters({**RECORD, "settings": settings}))

@@ -43,6 +43,7 @@ def create_model(name: str, **kwargs) -> nn.Module:
     Raises:
         ValueError: the name is unknown; the nearest known one is named.
         TypeError: its constructor does not take an argument; those it takes are named.
+        Its constructor's errors, as of an unknown norm.
     """
     if name not in _MODELS:
         raise unknown_name("model", name, _MODELS)

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ..utils.checks import check_whole
 from .norms import Norm, make_norm
 from .resnet import conv3x3, global_max
 
@@ -17,10 +18,14 @@ class DavidNet(nn.Module):
     Args:
         num_classes: width of the logits.
         norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 1 up, or the norm is unknown.
     """
 
     def __init__(self, num_classes: int = 10, norm: Norm = "batch") -> None:
         super().__init__()
+        check_whole("num_classes", num_classes, 1)
         make = make_norm(norm)
 
         def convolution(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -54,5 +59,8 @@ class Residual(nn.Module):
 
 
 def davidnet(num_classes: int = 10, norm: Norm = "batch") -> DavidNet:
-    """Build the custom ResNet of 6,573,130 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    """Build the custom ResNet of 6,573,130 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up.
+
+    Arguments and errors are those of `DavidNet`.
+    """
     return DavidNet(num_classes, norm)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.checks import check_whole
 from .conv import Conv2d, convolve
 from .norms import Norm, channels_first, make_norm
 
@@ -91,6 +92,9 @@ class ResNet(nn.Module):
         norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
         last_stride: stride of `layer4`; 2 gives it 4x4 maps on a 32x32 image, 1 gives 8x8.
         standardize: whether every convolution standardizes its weights, see `StandardizedConv2d`.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 1 up, the norm is unknown, or `last_stride` neither 1 nor 2.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class ResNet(nn.Module):
         standardize: bool = False,
     ) -> None:
         super().__init__()
+        check_whole("num_classes", num_classes, 1)
         if last_stride not in (1, 2):
             raise ValueError(f"last_stride is 1 or 2, not {last_stride!r}")
         make, conv = make_norm(norm), StandardizedConv2d if standardize else Conv2d
@@ -136,10 +141,7 @@ def resnet18(num_classes: int = 10, norm: Norm = "batch", last_stride: int = 2, 
     """Build a ResNet-18 of 11,173,962 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up.
 
     That of He et al. (2015, https://arxiv.org/abs/1512.03385) with the stem of their networks for CIFAR-10, a 3x3
-    convolution and no pooling. Arguments are those of `ResNet`.
-
-    Raises:
-        ValueError: the norm is unknown, or `last_stride` is neither 1 nor 2.
+    convolution and no pooling. Arguments and errors are those of `ResNet`.
     """
     return ResNet((2, 2, 2, 2), num_classes, norm, last_stride, standardize)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..utils.checks import check_whole
 from .conv import Conv2d
 from .norms import Norm, make_norm
 from .resnet import BasicBlock, StandardizedConv2d, conv3x3, global_max, init_convolutions
@@ -21,10 +22,14 @@ class SmallResNet(nn.Module):
         num_classes: width of the logits.
         norm: see `eva_utils.models.norms.make_norm`; no other normalization is in the model.
         standardize: whether every convolution standardizes its weights, see `StandardizedConv2d`.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 1 up, or the norm is unknown.
     """
 
     def __init__(self, num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> None:
         super().__init__()
+        check_whole("num_classes", num_classes, 1)
         make, conv = make_norm(norm), StandardizedConv2d if standardize else Conv2d
         self.layer1 = self._stage(3, 64, make, conv)
         self.layer2 = self._stage(64, 128, make, conv)
@@ -46,5 +51,8 @@ class SmallResNet(nn.Module):
 
 
 def small_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SmallResNet:
-    """Build a small residual network of 1,923,914 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    """Build a small residual network of 1,923,914 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up.
+
+    Arguments and errors are those of `SmallResNet`.
+    """
     return SmallResNet(num_classes, norm, standardize)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.checks import check_whole
 from .conv import Conv2d
 from .flip import FlipConv2d, FlipLift, FlipNorm, FlipPool
 from .norms import Norm, make_norm
@@ -80,6 +81,9 @@ class SpeedResNet(nn.Module):
         whitened: whether a `Whitening` comes first, to be set by `model.whiten(images)` before training; the
             activation is then GELU, else ReLU.
         flip_invariant: whether the layers are those of `flip.py`, so that a flipped image has the same logits.
+
+    Raises:
+        ValueError: `num_classes` is no whole number from 1 up, or the norm is unknown.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class SpeedResNet(nn.Module):
         flip_invariant: bool = False,
     ) -> None:
         super().__init__()
+        check_whole("num_classes", num_classes, 1)
         self.stages, self.flip_invariant = len(widths), flip_invariant
         activation: type[nn.Module] = nn.GELU if whitened else nn.ReLU
         make, whitening = make_norm(norm), Whitening
@@ -117,10 +122,16 @@ class SpeedResNet(nn.Module):
         """Set the frozen first layer from a batch of normalized training images (N, 3, H, W), a hundred or more.
 
         Raises:
-            ValueError: the network has no such layer.
+            ValueError: the network has no such layer, or these are no such images.
         """
         if self.whitening is None:
-            raise ValueError("this network has no whitening layer; those whose names begin with whitened_ have one")
+            raise ValueError("this network has no whitening layer; those with whitened_ in their names have one")
+        shape = tuple(images.shape)
+        if not images.is_floating_point() or len(shape) != 4 or shape[1] != 3 or not images.isfinite().all():
+            raise ValueError(
+                "whiten takes a batch of normalized images (N, 3, H, W), floating point and finite, as "
+                f"next(iter(data.train))[0], not {images.dtype} {shape}"
+            )
         self.whitening.whiten(images)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +146,10 @@ class SpeedResNet(nn.Module):
 
 
 def speed_resnet(num_classes: int = 10, norm: Norm = "layer", standardize: bool = False) -> SpeedResNet:
-    """Build three stages, 1,960,384 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up."""
+    """Build three stages, 1,960,384 parameters at 10 classes, for images (N, 3, H, W) from 8x8 up.
+
+    Arguments and errors are those of `SpeedResNet`, here and in the networks below.
+    """
     return SpeedResNet((64, 256, 256), 3, num_classes, norm, standardize)
 
 

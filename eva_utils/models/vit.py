@@ -53,18 +53,27 @@ class ViT(nn.Module):
         width, depth, heads: of the transformer; the hidden layers are twice the width.
 
     Raises:
-        ValueError: the patches do not divide the images, or the heads the width; (when called) images of another size.
+        ValueError: a number is no whole one from 1 up, or the patches do not divide the images, or the heads the width;
+            (when called) images of another size.
     """
 
     def __init__(
         self, num_classes: int = 10, size: int = 32, patch: int = 4, width: int = 192, depth: int = 6, heads: int = 6
     ) -> None:
         super().__init__()
-        check_whole("size", size, 1)
-        check_whole("patch", patch, 1)
+        sizes = {
+            "num_classes": num_classes,
+            "size": size,
+            "patch": patch,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+        }
+        for name, value in sizes.items():
+            check_whole(name, value, 1)
         if size % patch:
             raise ValueError(f"patches of {patch} pixels do not divide images of {size}; choose a divisor of {size}")
-        if heads < 1 or width % heads:
+        if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}; choose a divisor of {width}")
         self.size, self.side = size, size // patch
         self.patches = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
@@ -100,7 +109,7 @@ def vit(num_classes: int = 10, norm: str = "layer", size: int = 32, patch: int =
         patch: side of the square patches, each of which becomes a token.
 
     Raises:
-        ValueError: `norm` is not "layer", the only one a transformer has, or the patches do not divide the images.
+        ValueError: `norm` is not "layer", the only one a transformer has, and else those of `ViT`.
     """
     if norm != "layer":
         raise ValueError(f"a vision transformer has LayerNorm only, not norm={norm!r}; leave norm out")

@@ -35,6 +35,10 @@ class Brief:
         layers: those Grad-CAM is asked of; None is its own choice.
         least_map: smallest side in pixels of a Grad-CAM map before it is enlarged.
         plain_notebook: whether the notebook may define neither function nor class.
+
+    Raises:
+        ValueError: there is no title or no objective, a number is out of range, or a norm or class has another name.
+        TypeError: a rule is not of its type.
     """
 
     title: str
@@ -229,6 +233,7 @@ def find_brief(brief: str | Brief) -> Brief:
 
     Raises:
         ValueError: the name is unknown; the nearest known one is named.
+        TypeError: it is neither a name nor a brief.
     """
     if isinstance(brief, Brief):
         return brief

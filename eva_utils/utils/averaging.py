@@ -52,6 +52,12 @@ class MovingAverage(AveragedModel):
             self.n_averaged += 1
 
 
+def check_average(average: object) -> None:
+    """Raise TypeError unless what is to take in a model's weights does so, or is None."""
+    if average is not None and not isinstance(average, AveragedModel):
+        raise TypeError(f"ema of train is a MovingAverage(model, 0.999), not {average!r}; fit takes the decay itself")
+
+
 @contextmanager
 def averaged(model: nn.Module, decay: float | None) -> Iterator[MovingAverage | None]:
     """Yield the average of a model's weights, and put it into the model in the end; without a decay yield None.

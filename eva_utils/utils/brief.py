@@ -10,13 +10,14 @@ from torch import nn
 
 from . import depth_rule, norm_rules, rules
 from .assignments import Brief, find_brief
-from .checks import check_data
+from .checks import check_data, check_model
 from .compiling import unwrap
 from .gradcam import GradCAM
 from .history import History, describe_criterion, describe_loader
 from .kept import keep_rng
 from .notebook import cells_run_here
 from .parts import count_drawn, count_images, keep_loaders
+from .predictions import HITS, MISTAKES
 from .rules import Finding, equal
 
 
@@ -71,10 +72,11 @@ def audit(
 
     Raises:
         ValueError: the brief is unknown, the history has no finished epoch, or the notebook cannot be read.
-        TypeError: the brief is neither a name nor a `Brief`, or the history or the data is something else.
+        TypeError: the brief is neither a name nor a `Brief`, or history, model or data is something else.
     """
     if not isinstance(history, History):
         raise TypeError(f"history is what fit returned, not {type(history).__name__}")
+    check_model(model)
     check_data(data, "test", "classes")
     with keep_rng(), keep_loaders(getattr(data, "train", None), data.test):
         return Audit(_findings(find_brief(brief), history, model, data, shown, explained, maps, notebook))
@@ -106,9 +108,9 @@ def _findings(
     findings += equal("network", brief.model, settings["model"])
     findings += _of_network(brief, model, data, trained)
     if brief.correct is not None:
-        findings.append(rules.gallery("correctly classified", brief.correct, shown, explained))
+        findings.append(rules.gallery(HITS, brief.correct, shown, explained))
     if brief.misclassified is not None:
-        findings.append(rules.gallery("misclassified", brief.misclassified, shown, explained))
+        findings.append(rules.gallery(MISTAKES, brief.misclassified, shown, explained))
     if brief.layers is not None:
         found = None if maps is None else ", ".join(maps) or "none"
         findings += equal("Grad-CAM layers", ", ".join(brief.layers), found)

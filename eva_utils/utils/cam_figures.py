@@ -43,7 +43,8 @@ def plot_gradcam(
         reshape: turns a layer's output into a map, as a transformer needs it; see `GradCAM`.
 
     Raises:
-        ValueError: those of `GradCAM`.
+        ValueError: those of `GradCAM`, or a record is of a class that the data does not have.
+        TypeError: the arguments are something else.
     """
     check_records(records, data)
     cam = GradCAM(model, layers, reshape=reshape)

@@ -165,7 +165,7 @@ def check_folder(folder: Path, resume: bool | str) -> None:
     Raises:
         ValueError: the folder holds a run and `resume` is False, or holds none and it is True.
     """
-    if resume not in (True, False, "auto"):
+    if not isinstance(resume, bool) and resume != "auto":
         raise ValueError(f"resume is True, False or 'auto', not {resume!r}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is a file; name a folder")

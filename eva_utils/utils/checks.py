@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from .parts import (
+    held_parameters,
     is_shuffled,
     loss_parameters,
     option_of,
@@ -112,10 +113,15 @@ def check_data(data: Any, *names: str, more: str = "") -> None:
             raise TypeError(f"data is what load_data returned{more}; {type(data).__name__} has no {name}")
 
 
-def check_model(model: Any) -> None:
-    """Raise TypeError unless the model is a module that can be called on images alone."""
+def check_module(model: Any) -> None:
+    """Raise TypeError unless the model is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError unless the model is a module that can be called on images alone."""
+    check_module(model)
     if model._forward_pre_hooks or type(model).__call__ is not nn.Module.__call__:
         return  # which may give it more
     try:
@@ -162,7 +168,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
         raise TypeError(f"optimizer is a torch optimizer such as SGD(model.parameters(), lr=0.1), not {optimizer!r}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError("LBFGS runs the model several times a step, which the loop does not; use SGD or Adam")
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = held_parameters(optimizer)
     if not {id(parameter) for parameter in held} & {id(parameter) for parameter in model.parameters()}:
         raise ValueError("the optimizer holds no parameter of this model; build it from model.parameters()")
     if not any(parameter.requires_grad for parameter in held):
@@ -205,7 +211,7 @@ def check_fit(
                 "build optimizer and scheduler anew before each run"
             )
         _warn_of_parameters(optimizer, model)
-    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]] if optimizer else []
+    held = {id(parameter) for parameter in held_parameters(optimizer)} if optimizer else set()
     if any(id(parameter) not in held for parameter in loss_parameters(criterion)):
         warnings.warn(
             "the loss has parameters that are not in the optimizer and stay as they are; build the optimizer from "
@@ -224,6 +230,12 @@ def _warn_of_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> N
             "change of the model",
             stacklevel=4,
         )
+
+
+def check_log(log: Any) -> None:
+    """Raise TypeError unless what takes the log's lines can be called, or is None."""
+    if log is not None and not callable(log):
+        raise TypeError(f"log takes a line of text, as print does, or is None; {log!r} cannot be called")
 
 
 def check_decay(ema: float | None) -> float | None:

@@ -1,9 +1,9 @@
 """Cutout (DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552)."""
 
-import numbers
-
 import torch
 from torch import Tensor, nn
+
+from .checks import check_whole
 
 
 def cutout(images: Tensor, y: Tensor, x: Tensor, size: int = 16, fill: float = 0.0) -> Tensor:
@@ -39,9 +39,7 @@ class Cutout(nn.Module):
 
     def __init__(self, size: int = 16, fill: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"Cutout's size is its side in pixels, a positive whole number, not {size!r}")
-        self.size: int = int(size)
+        self.size: int = check_whole("Cutout's size, its side in pixels,", size, 1)
         self.fill: float = fill
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

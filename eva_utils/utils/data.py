@@ -90,6 +90,7 @@ def load_data(
 
     Raises:
         ValueError: an argument is out of range, or the folder is not laid out as above.
+        TypeError: root is no path, or recipe neither a name nor a pipeline.
         RuntimeError: the dataset is absent and cannot be downloaded.
     """
     if not isinstance(root, str | Path):

@@ -91,7 +91,7 @@ class GradCAM:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing to undo: hooks live only inside a call."""
+        """For `with GradCAM(...) as cam`, as other packages need it; here hooks live only inside a call."""
 
     def __call__(self, images: Tensor, classes: int | Sequence[int] | Tensor | None = None) -> dict[str, Tensor]:
         """Return a map for each image at each layer: {layer: float32 (N, H, W) in [0, 1], on the CPU}.

@@ -59,6 +59,7 @@ def check_report(folder: str | Path) -> HandedIn:
         FileNotFoundError: the folder holds no report.pt.
         NotADirectoryError: it is a file.
         DamagedFileError: it was truncated or changed.
+        ValueError: it is another file under that name.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -66,6 +67,8 @@ def check_report(folder: str | Path) -> HandedIn:
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{folder} holds no {RECORD}, which write_report leaves beside the README; ask for it")
     record = load_verified(folder / RECORD)
+    if not isinstance(record, dict) or "results" not in record:
+        raise ValueError(f"{folder / RECORD} is no report's record; ask for the one that write_report left")
     best = record["results"]["best"]
     answers = hashlib.sha256(record["predictions"]["probabilities"].numpy().tobytes()).hexdigest()
     return HandedIn(

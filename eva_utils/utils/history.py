@@ -24,7 +24,7 @@ class History:
     Attributes:
         rows: one dict an epoch: "epoch" (from 1), "train_loss", "train_accuracy", "test_loss",
             "test_accuracy", "lr" (of the epoch's last step), "seconds" (training and testing).
-            Losses are means over samples, accuracies percentages of samples.
+            Losses are means over samples, weighted as the loss weights them; accuracies percentages of all samples.
         settings: model, optimizer, scheduler, criterion, precision, loaders, seeds, versions and hardware.
     """
 

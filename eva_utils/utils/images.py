@@ -26,6 +26,7 @@ class ImageFiles(Dataset):
     Raises:
         ValueError: (on reading) a file is damaged, animated, larger than 100 million pixels, of a kind
             that has no colours to show, smaller than 8x8, or of another size than the first.
+        OSError: (on reading) a file is gone, or may not be read.
     """
 
     def __init__(self, paths: Sequence[Path], size: int | None = None) -> None:
@@ -54,7 +55,7 @@ class ImageFiles(Dataset):
 
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
-    """Return an image's pixels as uint8 (H, W, 3); see `ImageFiles`."""
+    """Return an image's pixels as uint8 (H, W, 3); see `ImageFiles`, whose errors it raises."""
     from PIL import Image
 
     shown = _decode(path)

@@ -17,7 +17,7 @@ from .failures import explain_end, free_memory, overflow_advice
 from .forward import logits_of, loss_of
 from .kept import keep_buffers, keep_modes, keep_rng
 from .optim import clear_gradients, prepare_fused, rate_shares
-from .parts import keep_loaders, parameters_left_out
+from .parts import held_parameters, keep_loaders, parameters_left_out
 from .runtime import pick_device, pick_precision
 
 SMOOTHING, DIVERGED = 0.05, 5  # share of a new loss in the running mean; how many times the lowest one ends the test
@@ -183,7 +183,7 @@ def _as_they_were(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterato
     """Put back weights, gradients, and the optimizer's state and rates."""
     home = next(model.parameters()).device
     weights = copy.deepcopy(model.state_dict())
-    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    trained = set(held_parameters(optimizer))
     others = {parameter: parameter.detach().clone() for parameter in trained - set(model.parameters())}  # of the loss
     gradients = {parameter: parameter.grad for parameter in [*model.parameters(), *others]}
     state = copy.deepcopy(optimizer.state_dict())

@@ -14,8 +14,8 @@ class Score(NamedTuple):
     """What one pass over a loader came to.
 
     Attributes:
-        loss: mean over the samples.
-        accuracy: in percent, 0 to 100.
+        loss: mean over the samples, with class weights a weighted one, and without those that the loss ignores.
+        accuracy: in percent of all samples, 0 to 100.
         correct, samples: the counts behind it.
         lr: of training the rate of the last step, else None.
     """

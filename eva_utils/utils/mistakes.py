@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .augmentation import Check
 from .batches import are_probabilities
+from .failures import is_misfit
 from .images import ImageFiles
 from .loader import Loader
 from .names import first_line, plural
@@ -96,7 +97,7 @@ def images_do_not_mix(model: nn.Module, images: Tensor) -> Check:
             first, second = model(images), torch.cat([model(half) for half in images.tensor_split(2) if len(half)])
         size = first.abs().max().clamp(min=1e-3)
         differ = ((first - second).abs().amax(dim=1) > 1e-2 * size).float().mean().item()
-    except RuntimeError as error:
+    except Exception as error:
         return Check(name, False, f"with half the batch the model fails: {first_line(error)}", cause)
     found = f"{100 * differ:.0f}% of {len(images)} images have other logits in half the batch"
     return Check(name, not differ, found, cause)
@@ -128,7 +129,13 @@ def learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[Ch
         outputs = trial(images)
         if not outputs.requires_grad:
             break
-        nn.functional.cross_entropy(outputs, labels).backward()
+        try:
+            nn.functional.cross_entropy(outputs, labels).backward()
+        except RuntimeError as error:
+            if not is_misfit(error):
+                raise
+            cause = "forward() changes in place what its gradients need, as h += 1 does after a sigmoid: h = h + 1"
+            return [Check("one batch can be learnt", False, f"the backward pass fails: {first_line(error)}", cause)]
         optimizer.step()
         share = (outputs.argmax(1) == labels).float().mean().item()
         if step >= LEAST_STEPS and (share == 1 or time.monotonic() - start > MOST_SECONDS):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn, optim
 
-from .checks import check_real, check_whole
+from .checks import check_module, check_real, check_whole
 from .muon import Muon
 from .names import unknown_name
 from .parts import trainable_parameters
@@ -24,9 +24,10 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     Raises:
         TypeError: `model` is no model, nor a loss with parameters.
+        ValueError: the decay is negative.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    check_module(model)
+    weight_decay = check_real("weight_decay", weight_decay, 0)
     trainable = trainable_parameters(model)
     return [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
@@ -75,16 +76,19 @@ def one_cycle(
     check_real("lr_max", lr_max, 0, open_low=True)
     check_real("lr_min", lr_min, 0, lr_max, open_low=True)
     check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
-    if peak_epoch * steps_per_epoch <= 1:
+    steps = epochs * steps_per_epoch
+    peak = round(peak_epoch * steps_per_epoch)  # of the steps the one with the highest rate, else it falls between two
+    if not 1 < peak < steps:
         raise ValueError(
-            f"peak_epoch={peak_epoch:g} puts the peak on the first batch (an epoch has {steps_per_epoch}); give a "
-            "smaller batch_size= or a later peak_epoch= or train longer"
+            f"peak_epoch={peak_epoch:g} puts the peak on the {'first' if peak <= 1 else 'last'} batch (an epoch has "
+            f"{steps_per_epoch}); give {'a later' if peak <= 1 else 'an earlier'} peak_epoch=, a smaller batch_size=, "
+            "or train longer"
         )
     return optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[lr_max * share for share in rate_shares(optimizer)],
-        total_steps=epochs * steps_per_epoch,
-        pct_start=round(peak_epoch * steps_per_epoch) / (epochs * steps_per_epoch),  # else the peak falls between two
+        total_steps=steps,
+        pct_start=peak / steps,
         anneal_strategy="linear",
         cycle_momentum=False,
         div_factor=lr_max / lr_min,
@@ -184,7 +188,6 @@ def make_optimizer(
     """
     check_real("lr", lr, 0, open_low=True)
     check_real("momentum", momentum, 0, 1)
-    check_real("weight_decay", weight_decay, 0)
     groups = param_groups(model, weight_decay)
     if name == "sgd":
         return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)

@@ -25,8 +25,11 @@ def check_records(records: Any, data: Any) -> None:
         TypeError: either is something else.
         ValueError: a record is of a class that the data does not have.
     """
-    if not isinstance(records, Sequence):
-        raise TypeError(f"records are those of predictions.wrong(20) or .correct(20), not {type(records).__name__}")
+    strays = (
+        [records] if not isinstance(records, Sequence) else [said for said in records if not hasattr(said, "image")]
+    )
+    if strays:
+        raise TypeError(f"records are those of predictions.wrong(20) or .correct(20), not {type(strays[0]).__name__}")
     check_data(data, "classes", "mean", "std", more=", or any object with classes, mean and std")
     numbers = [number for said in (records, *records) for number in _classes_of(said)]
     highest = max(numbers, default=0)

@@ -42,7 +42,7 @@ def plot_confusion(predictions: Any, data: Any) -> "Figure":
         data: what `load_data` returned; names the classes.
 
     Raises:
-        TypeError: `predictions` is something else.
+        TypeError: the arguments are something else.
         ValueError: the model has more or fewer outputs than the data has classes.
     """
     from matplotlib.colors import PowerNorm

@@ -11,7 +11,7 @@ from .checks import check_model, check_seed, check_whole
 from .failures import overflow_advice
 from .forward import logits_of, use_channels_last
 from .kept import keep_modes, keep_rng
-from .parts import is_shuffled, keep_loaders
+from .parts import is_shuffled, keep_loaders, own_generators
 from .runtime import pick_device, pick_precision, rng_state, set_rng_state
 
 MISTAKES, HITS = "misclassified", "correctly classified"
@@ -55,6 +55,19 @@ class Records(list[Record]):
         self.target, self.predicted = target, predicted
 
 
+class Draws:
+    """What a pass over a loader draws from, as it stood before: the random generators and the loader's own."""
+
+    def __init__(self, loader: Any) -> None:
+        self.rng, self.own = rng_state(), [generator.get_state() for generator in own_generators(loader)]
+
+    def repeat(self, loader: Any) -> None:
+        """Have the next pass over the loader draw the same."""
+        set_rng_state(self.rng)
+        for generator, state in zip(own_generators(loader), self.own, strict=True):
+            generator.set_state(state)
+
+
 class Predictions:
     """What a model said of every image of a loader, by position.
 
@@ -65,10 +78,10 @@ class Predictions:
     """
 
     def __init__(
-        self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor, rng: dict | None = None
+        self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor, draws: "Draws | None" = None
     ) -> None:
         self.probabilities, self.predicted, self.target = probabilities, predicted, target
-        self._loader, self._rng = loader, rng
+        self._loader, self._draws = loader, draws
 
     def __repr__(self) -> str:
         return f"Predictions({len(self)} images, {self.accuracy:.2f}% correct)"
@@ -95,12 +108,13 @@ class Predictions:
             predicted: keep only images taken for this class, likewise.
 
         Raises:
-            ValueError: n is below 1, the order is neither, a class does not exist, or both are the same one.
+            ValueError: n is below 1, the order is neither, a class does not exist, or both are the same one; or the
+                loader yields other labels than before.
         """
         return self._select(self.predicted != self.target, MISTAKES, n, order, seed, target, predicted)
 
     def correct(self, n: int = 20, *, order: str = "confident", seed: int = 0, target: int | None = None) -> Records:
-        """Return up to n correctly classified images; arguments as those of `wrong`."""
+        """Return up to n correctly classified images; arguments and errors are those of `wrong`."""
         return self._select(self.predicted == self.target, HITS, n, order, seed, target, None)
 
     def confusion(self) -> Tensor:
@@ -152,8 +166,8 @@ class Predictions:
             others = self.probabilities[positions].double().scatter(1, self.predicted[positions, None], 0)
             positions = positions[others.sum(dim=1).argsort(stable=True)]
         with keep_rng(), keep_loaders(self._loader):
-            if self._rng:  # so that a loader which draws yields the very images that were predicted
-                set_rng_state(self._rng)
+            if self._draws:  # so that a loader which draws yields the very images that were predicted
+                self._draws.repeat(self._loader)
             return Records(self._records(positions[:n].tolist()), kind, n, total, target, predicted)
 
     def _records(self, positions: list[int]) -> list[Record]:
@@ -196,7 +210,8 @@ def predict(
 
     Raises:
         TypeError: the arguments are no model and no loader.
-        ValueError: the loader shuffles, so that positions mean nothing, or it is empty.
+        ValueError: the loader shuffles, so that positions mean nothing, or it is empty; a batch, its labels or the
+            logits are not what they should be; or the device or the precision is unknown or not there.
         FloatingPointError: logits are NaN or infinite, which no class follows from.
     """
     check_model(model)
@@ -208,7 +223,7 @@ def predict(
     dtype = pick_precision(precision, device)
     model.to(device)
     use_channels_last(model, device, dtype)  # as in `test`, whose accuracy is to be the same
-    outputs, targets, rng = [], [], rng_state()
+    outputs, targets, draws = [], [], Draws(loader)
     with keep_modes(model), keep_rng(), keep_loaders(loader), torch.no_grad():
         model.eval()
         for number, batch in enumerate(loader):
@@ -227,4 +242,4 @@ def predict(
             f"the logits of {len(bad)} of {len(logits)} images are NaN or infinite, image {int(bad[0])} the first; "
             "look at the weights and the images" + overflow_advice(dtype)
         )
-    return Predictions(loader, probabilities, logits.argmax(dim=1), target, rng)
+    return Predictions(loader, probabilities, logits.argmax(dim=1), target, draws)

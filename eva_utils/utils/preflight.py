@@ -92,7 +92,7 @@ def preflight(
         try:
             with torch.no_grad():
                 outputs = trial(images)
-        except RuntimeError as error:
+        except Exception as error:
             if not is_misfit(error):
                 raise
             cause = explain_failure(trial, tuple(images.shape), error)

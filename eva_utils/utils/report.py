@@ -81,6 +81,7 @@ def write_report(
             weights or has no such layer, the data is not the run's, or a README.md is in the folder that was not
             written here.
         TypeError: an argument is not what its name says.
+        OSError: the folder cannot be written to.
     """
     _check_arguments(run, model, data, author, remarks)
     folder, brief = Path(run), None if brief is None else find_brief(brief)
@@ -188,7 +189,7 @@ def _layers_table(model: nn.Module, image: Tensor) -> str:
     _, channels, height, width = image.shape
     try:
         return summary(model, (channels, height, width))
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         return str(error)
 
 

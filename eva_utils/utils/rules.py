@@ -60,7 +60,7 @@ def loss_options(criterion: dict) -> str:
     for name in dict.fromkeys(["weight", "label_smoothing", *given]):
         value = criterion.get(name)
         if isinstance(value, list):
-            shown = [str(item) if isinstance(item, str | list) else f"{item:.4g}" for item in value[:10]]
+            shown = [f"{item:.4g}" if isinstance(item, int | float) else str(item) for item in value[:10]]
             options.append(f"{name}=[{', '.join(shown + ['…'] * (len(value) > 10))}]")
         elif value or (name in given and value is not None):
             options.append(f"{name}={value}")

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .history import History
 from .parts import PER_BATCH_SCHEDULERS
+from .schedule_checks import check_belongs, count_steps_left
 
 
 def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
@@ -42,6 +43,24 @@ class Warmup:
         self.done += 1
         share = min(1.0, (self.done + 1) / self.steps)
         set_rates(self.optimizer, [share * rate for rate in self.rates])
+
+
+def check_per_batch(scheduler: LRScheduler | Warmup | None, optimizer: Optimizer, batches: int) -> None:
+    """Raise unless a scheduler, if there is one, can be stepped after each of so many batches.
+
+    Raises:
+        TypeError: it is no scheduler, or follows a metric.
+        ValueError: it is of another optimizer, or has fewer steps left.
+    """
+    if scheduler is None or isinstance(scheduler, Warmup):
+        return
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            "train steps its scheduler after every batch; step ReduceLROnPlateau yourself, with the loss that test "
+            "returns"
+        )
+    check_belongs(scheduler, optimizer)
+    count_steps_left(scheduler, batches, "epoch")
 
 
 def per_batch_scheduler(

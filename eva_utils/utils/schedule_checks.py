@@ -21,10 +21,7 @@ def check_scheduler(
     """
     if scheduler is None:
         return
-    if not isinstance(scheduler, LRScheduler):
-        raise TypeError(f"scheduler is one of torch.optim.lr_scheduler, built with the optimizer, not {scheduler!r}")
-    if scheduler.optimizer is not optimizer:
-        raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
+    check_belongs(scheduler, optimizer)
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < epochs * batches:
         raise ValueError(
             f"OneCycleLR was built for {scheduler.total_steps} steps and the run takes {epochs} epochs of "
@@ -36,6 +33,27 @@ def check_scheduler(
                 f"a OneCycleLR of {inner.total_steps} steps inside {type(scheduler).__name__} would be stepped once an "
                 f"epoch, {epochs} times; pass it alone, it is then stepped after every batch"
             )
+
+
+def check_belongs(scheduler: LRScheduler, optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise TypeError unless it is a scheduler, ValueError unless it is one of this optimizer."""
+    if not isinstance(scheduler, LRScheduler):
+        raise TypeError(f"scheduler is one of torch.optim.lr_scheduler, built with the optimizer, not {scheduler!r}")
+    if scheduler.optimizer is not optimizer:
+        raise ValueError("the scheduler belongs to another optimizer; pass the optimizer it was built with")
+
+
+def count_steps_left(scheduler: LRScheduler, steps: int, kind: str) -> int:
+    """Return how many steps more than these a one-cycle schedule has left, 0 of any other; raise if it has fewer."""
+    if not isinstance(scheduler, OneCycleLR):
+        return 0
+    left = scheduler.total_steps - scheduler.last_epoch
+    if left < steps:
+        raise ValueError(
+            f"OneCycleLR has {left} of its {scheduler.total_steps} steps left and the {kind} takes {steps}; build "
+            "optimizer and scheduler anew before each run"
+        )
+    return left - steps
 
 
 def check_unscheduled(optimizer: torch.optim.Optimizer) -> None:
@@ -100,14 +118,7 @@ def check_rate(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None
 
 def check_steps_left(scheduler: LRScheduler, steps: int) -> None:
     """Raise ValueError if a one-cycle schedule has fewer steps left than the run takes; warn if it has more."""
-    if not isinstance(scheduler, OneCycleLR):
-        return
-    left = scheduler.total_steps - scheduler.last_epoch
-    if left < steps:
-        raise ValueError(
-            f"OneCycleLR has {left} of its {scheduler.total_steps} steps left and the run takes {steps}; build "
-            "optimizer and scheduler anew before each run"
-        )
+    left = steps + count_steps_left(scheduler, steps, "run")
     if left > steps:
         warnings.warn(
             f"OneCycleLR has {left} steps left and the run takes {steps}, so the rate does not come down in it; build "

@@ -30,6 +30,9 @@ def make_shapes(split: str = "train", seed: int = 0) -> Shapes:
     Args:
         split: "train" or "test"; they share no image.
         seed: another seed is another dataset.
+
+    Raises:
+        ValueError: the split is neither.
     """
     import cv2
 

@@ -7,6 +7,7 @@ into a `torchvision.transforms.v2.Compose` after `ToImage`.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -36,6 +37,9 @@ def crop(images: Tensor, top: Tensor, left: Tensor, padding: int = 4) -> Tensor:
         images: (N, C, H, W) or (C, H, W).
         top, left: int64 (N,), or () for one image, from 0 to 2 * padding: the window's corner in the padded image.
         padding: pixels added on every side.
+
+    Raises:
+        ValueError: the images have another number of axes.
     """
     batch = _as_batch(images)
     height, width = batch.shape[-2:]
@@ -52,6 +56,9 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     Args:
         images: (N, C, H, W) or (C, H, W).
         degrees: floating point (N,), or () for one image.
+
+    Raises:
+        ValueError: the images have another number of axes.
     """
     batch = _as_batch(images)
     height, width = batch.shape[-2:]
@@ -127,6 +134,9 @@ class RandomCrop(nn.Module):
     Args:
         size: side of the window; None, the default, is the image's own. No other size is possible.
         padding: pixels added on every side.
+
+    Raises:
+        ValueError: a number is out of range; (when called) the images are of another size than the window.
     """
 
     def __init__(self, size: int | None = None, padding: int = 4) -> None:
@@ -150,13 +160,17 @@ class RandomCrop(nn.Module):
 
 
 class RandomRotate(nn.Module):
-    """Rotate by an angle drawn evenly from -degrees to +degrees."""
+    """Rotate by an angle drawn evenly from -degrees to +degrees.
+
+    Raises:
+        ValueError: `degrees` is no number from 0 to 180.
+    """
 
     def __init__(self, degrees: float = 5.0) -> None:
         super().__init__()
-        if not 0 <= degrees <= 180:
+        if not isinstance(degrees, numbers.Real) or not 0 <= degrees <= 180:
             raise ValueError(f"degrees is the largest turn, from 0 to 180, not {degrees!r}")
-        self.degrees = float(degrees)
+        self.degrees: float = float(degrees)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         drawn = torch.rand(images.shape[:-3], generator=generator, device=images.device)
@@ -167,13 +181,17 @@ class RandomRotate(nn.Module):
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Mirror left and right with probability `p`."""
+    """Mirror left and right with probability `p`.
+
+    Raises:
+        ValueError: `p` is no number from 0 to 1.
+    """
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
+        if not isinstance(p, numbers.Real) or not 0 <= p <= 1:
             raise ValueError(f"p is a probability from 0 to 1, not {p!r}")
-        self.p = p
+        self.p: float = p
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return flip(images, torch.rand(images.shape[:-3], generator=generator, device=images.device) < self.p)
@@ -183,11 +201,15 @@ class RandomHorizontalFlip(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Subtract the mean and divide by the standard deviation of each channel; uint8 is first scaled to [0, 1]."""
+    """Subtract the mean and divide by the standard deviation of each channel; uint8 is first scaled to [0, 1].
+
+    Raises:
+        ValueError: a standard deviation is not above 0; (when called) those of `normalize`.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if any(value <= 0 for value in std):
+        if not all(value > 0 for value in std):
             raise ValueError(f"every standard deviation must be above 0, got {tuple(std)}")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
 
