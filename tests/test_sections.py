@@ -117,6 +117,8 @@ def test_every_choice_has_its_row_in_the_parameters():
     ("seconds", "time"),
     [
         ((65.0, 5.0, 65.4), "2 min 15 s for 3 epochs, tests included; median epoch 65.0 s"),
+        ((3000.0, 4559.0), "2 h 06 min for 2 epochs, tests included; median epoch 3779.5 s"),
+        ((3599.6,), "1 h 00 min for 1 epoch, tests included; median epoch 3599.6 s"),
         ((3000.0, 4529.0), "2 h 05 min for 2 epochs, tests included; median epoch 3764.5 s"),
     ],
 )
@@ -128,6 +130,14 @@ def test_the_time_and_the_command_of_a_run_are_told(seconds, time):
     found = told(text)
     assert found["time"] == time and found["fingerprint of the data"] == "train aa, test bb"
     assert found["trained on"] == "2030-01-01, A, 2 threads, cpu; Python 3.12, torch 2.6"
+
+
+def test_below_the_curves_it_stands_what_was_scored_when():
+    text = sections.curves({**RECORD, "results": {"split": "validation"}})
+    assert text.startswith("![Loss and accuracy by epoch](figures/curves.png)\n\n")
+    assert "the validation after each epoch, with the averaged weights. So" in text
+    plain = {"settings": {**RECORD["settings"], "ema": None}, "results": {"split": "test"}}
+    assert "the test after each epoch. So it may be ahead" in sections.curves(plain)
 
 
 def test_the_log_is_that_of_the_terminal():

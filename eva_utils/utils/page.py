@@ -81,7 +81,7 @@ def readme(record: dict) -> bytes:
         "Model summary": sections.summary(record),
         "Results": sections.results(record),
         "Training log": sections.log(record),
-        "Curves": "![Loss and accuracy by epoch](figures/curves.png)",
+        "Curves": sections.curves(record),
         "Correctly classified images": sections.gallery(record, HITS, "correct"),
         "Grad-CAM of the correctly classified images": sections.gradcam(record, HITS, "correct"),
         "Misclassified images": sections.gallery(record, MISTAKES, "misclassified"),

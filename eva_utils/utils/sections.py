@@ -94,6 +94,16 @@ def log(record: dict) -> str:
     return fence("\n".join(lines)) + "\n\nFrom the record; the time of an epoch is that of its training and its test."
 
 
+def curves(record: dict) -> str:
+    """Return the figure of the curves, and how it can be that the test is ahead."""
+    average = ", with the averaged weights" if record["settings"].get("ema") is not None else ""
+    return (
+        "![Loss and accuracy by epoch](figures/curves.png)\n\nTraining is scored batch by batch, on the images as the "
+        f"training loader gives them and while the weights change; the {record['results']['split']} after each "
+        f"epoch{average}. So it may be ahead of the training."
+    )
+
+
 def gallery(record: dict, kind: str, name: str) -> str:
     """Return which images of a kind are shown, and their figure."""
     records = record["galleries"][kind]["records"]
@@ -161,8 +171,11 @@ def audit(findings: list[dict]) -> str:
 def made(record: dict) -> str:
     """Return the command, the machines, the time and the versions."""
     settings, seconds = record["settings"], [row["seconds"] for row in record["rows"]]
-    hours, rest = divmod(round(sum(seconds)), 3600)
-    duration = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+    minutes, rest = divmod(round(sum(seconds)), 60)
+    duration = f"{minutes} min {rest:02d} s"
+    if minutes >= 60:
+        hours, minutes = divmod(round(sum(seconds) / 60), 60)
+        duration = f"{hours} h {minutes:02d} min"
     epochs = plural(len(seconds), "epoch")
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     found = {part: settings[f"{part}_loader"].get("fingerprint") for part in ("train", "test")}
