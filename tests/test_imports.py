@@ -155,7 +155,7 @@ ALLOWED = {
         "utils.verified",
     },
     "utils.per_image": {"utils.kept", "utils.runtime"},
-    "utils.plateau": {"utils.history"},
+    "utils.plateau": {"utils.history", "utils.schedule"},
     "utils.curves": {"utils.figures", "utils.history"},
     "utils.figures": set(),
     "utils.forward": {"utils.compiling", "utils.kept", "utils.runtime"},

@@ -16,7 +16,7 @@ from .gradcam import GradCAM
 from .history import History, describe_criterion, describe_loader
 from .kept import keep_rng
 from .notebook import cells_run_here
-from .parts import count_drawn, count_images, keep_loaders
+from .parts import count_drawn, count_images, keep_loaders, layers_of
 from .predictions import HITS, MISTAKES
 from .rules import Finding, equal
 
@@ -153,7 +153,7 @@ def audit_plan(
             findings.append(rules.layers(brief.layers, model))
         if brief.least_map is not None:
             image = next(iter(data.test))[0][:1].to(next(model.parameters()).device)
-            named = [layer for layer in brief.layers or () if layer in dict(model.named_modules())] or None
+            named = layers_of(model, brief.layers or ()) or None
             maps = None
             with suppress(ValueError):  # of a network that has none
                 maps = GradCAM(model, named).sizes(image)

@@ -81,14 +81,14 @@ def fit(name: object, points: float, fontsize: float, end: float = 0.0) -> str:
     return _escape(next((line for line in cuts if width_of(line) <= points), cut(text, 1)))
 
 
-def wrap(name: object, points: float, fontsize: float, lines: int = 2) -> str:
-    """Return a name in at most so many lines of at most so many points."""
-    text = str(name)[: lines * int(points)]
+def wrap(name: object, points: float, fontsize: float) -> str:
+    """Return a name in at most two lines of at most so many points."""
+    text = str(name)[: 2 * int(points)]
     width_of = _ruler(text, fontsize)
     wrapped = (_NameWrapper(width).wrap(text) for width in range(len(text), 0, -1))
     rows = next((rows for rows in wrapped if max(map(width_of, rows), default=0) <= points), [])
-    if len(rows) > lines:
-        rows = [*rows[: lines - 1], re.sub("(?<=[-_]) ", "", " ".join(rows[lines - 1 :]))]
+    if len(rows) > 2:
+        rows = [rows[0], re.sub("(?<=[-_]) ", "", " ".join(rows[1:]))]
     return "\n".join(fit(row, points, fontsize, end=0.5) for row in rows)
 
 

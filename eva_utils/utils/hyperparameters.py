@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from .markdown import table
 from .names import enumerated, plural
-from .rules import course, loss_options, options
+from .rules import course, loss_options, options, steps_of
 
 _INSIDE = ("class", "default_min_lr", "min_lrs", "eps")  # of a scheduler, and not what one gives it
 
@@ -14,7 +14,7 @@ def hyperparameters(record: dict) -> str:
     """Return the table of what was chosen for the run."""
     settings, data = record["settings"], record["data"]
     trained, optimizer, schedule = settings["train_loader"], settings["optimizer"], settings["scheduler"]
-    steps = [step for step in trained.get("transform", "").split(" -> ") if not step.startswith("Normalize(")]
+    steps = steps_of(trained.get("transform", ""))
     groups = [group for name, group in optimizer.items() if name != "class"]
     one_cycle = schedule["class"] == "OneCycleLR"
     cycle = f"OneCycleLR of {schedule['total_steps']:,} steps: {course(settings, record['rows'])}" if one_cycle else ""

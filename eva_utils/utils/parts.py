@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -43,6 +43,12 @@ def parameters_left_out(model: nn.Module, optimizer: torch.optim.Optimizer) -> d
     """Return the parameters of a model that an optimizer does not have, by name."""
     held = {id(parameter) for parameter in held_parameters(optimizer)}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in held}
+
+
+def layers_of(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return those of the names that are a layer's of the model."""
+    known = dict(model.named_modules())
+    return [name for name in names if name in known]
 
 
 def copy_model(model: nn.Module) -> nn.Module:

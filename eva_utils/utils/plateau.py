@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .checks import check_real, check_whole
 from .history import History
+from .schedule import step_epoch
 
 
 def make_plateau(
@@ -76,7 +77,7 @@ def replay(settings: dict, rows: list[dict]) -> list[float]:
             rates.append(start * row["epoch"] / warmup)
             continue
         rates.append(optimizer.param_groups[0]["lr"])
-        plateau.step(row["test_loss"] if scheduler["mode"] == "min" else row["test_accuracy"])
+        step_epoch(plateau, row)
     return rates
 
 

@@ -21,7 +21,7 @@ from .gradcam import GradCAM
 from .kept import keep_rng
 from .lock import locked
 from .notebook import cells_of
-from .parts import copy_model, count_drawn, keep_loaders, norm_kinds, parametrizations
+from .parts import copy_model, count_drawn, keep_loaders, layers_of, norm_kinds, parametrizations
 from .predictions import Predictions, Records, predict
 from .runtime import pick_device, versions
 from .summary import summary
@@ -108,7 +108,7 @@ def write_report(
         results = finished.score(folder, history, trial, predictions, splits, data, how)
         layers = [layers] if isinstance(layers, str) else layers
         asked = layers or (brief.layers if brief and brief.layers else ())
-        named = [layer for layer in asked if layer in dict(trial.named_modules())] or None
+        named = layers_of(trial, asked) or None
         image = next(iter(data.test))[0][:1]
         maps, unexplained = {}, ""
         try:

@@ -12,6 +12,7 @@ from torch import nn
 from .augmentation import augmentation_checks
 from .names import plural
 from .notebook import cells_of, cells_run_here, definitions
+from .parts import layers_of
 from .per_image import PerImage
 from .plateau import replay
 from .predictions import HITS
@@ -121,12 +122,17 @@ def one_cycle(peak_epoch: int, settings: dict, rows: list[dict]) -> Finding:
     return judged("one cycle", f"highest after epoch {peak_epoch}, at last no lower than at first", found, passed)
 
 
+def steps_of(recorded: str) -> list[str]:
+    """Return the steps of a transform on record, without Normalize."""
+    return [step for step in recorded.split(" -> ") if not step.startswith("Normalize(")]
+
+
 def transforms(required: tuple[str, ...], recorded: str | None, loader: Any) -> Finding:
     """Compare the recorded steps with the required ones, and see on real images what each of them changes."""
     rule, asked = "training transforms", ", ".join(required) + ", and nothing else" if required else "none"
     if recorded is None or not hasattr(loader, "transform"):
         return Finding(rule, asked, "the training loader keeps no record of its transforms", UNCHECKED)
-    steps = [step for step in recorded.split(" -> ") if not step.startswith("Normalize(")]
+    steps = steps_of(recorded)
     found = ", ".join(steps) or "none"
     if repr(loader.transform) != recorded:
         return judged(rule, asked, f"{found}; data.train now has {loader.transform!r}", False)
@@ -174,7 +180,7 @@ def _indices(records: Sequence[Any]) -> list[int]:
 
 def layers(required: tuple[str, ...], model: nn.Module) -> Finding:
     """See whether a network has the layers that Grad-CAM is to be asked of."""
-    there = [name for name in required if name in dict(model.named_modules())]
+    there = layers_of(model, required)
     found = ", ".join(there) or "none of them"
     if len(there) < len(required):
         found += f"; the network's parts are {', '.join(name for name, _ in model.named_children())}"
