@@ -103,7 +103,7 @@ def train(
     Raises:
         FloatingPointError: the loss is NaN or infinite, naming the batch.
         ValueError: a batch, the logits, the loss or a number is not what it should be, or before any step: the
-            scheduler is of another optimizer, or has fewer steps left than the loader has batches.
+            scheduler is of another optimizer, or a OneCycleLR with fewer steps left than the loader has batches.
         TypeError: likewise, or the scheduler follows a metric.
     """
     check_trainable(model)

@@ -131,8 +131,29 @@ class InPlace(nn.Module):
 
 def test_a_backward_pass_that_fails_is_told():
     (found,) = mistakes.learns_by_heart(InPlace(), torch.randn(16, 3, 8, 8), torch.arange(16) % 10)
-    assert found.passed is False and "the backward pass fails: one of the variables needed for gradient" in found.found
-    assert "h += 1 does after a sigmoid" in found.cause
+    assert found.passed is False
+    assert found.found.startswith("training fails in step 1: RuntimeError: one of the variables needed for gradient")
+    assert "h += 1 after a sigmoid" in found.cause
+
+
+class Recalls(nn.Linear):
+    """Adds what it computed of the batch before."""
+
+    def __init__(self):
+        super().__init__(3, 10)
+        self.state = torch.zeros(16, 10)
+
+    def forward(self, x):
+        self.state = super().forward(x.mean((2, 3))) + 0.5 * self.state
+        return self.state
+
+
+def test_a_state_kept_with_its_graph_is_told():
+    (found,) = mistakes.learns_by_heart(Recalls(), torch.randn(16, 3, 8, 8), torch.arange(16) % 10)
+    assert found.passed is False and found.found.startswith(
+        "training fails in step 2: RuntimeError: Trying to backward"
+    )
+    assert found.cause.endswith("as a hidden state: detach() that")
 
 
 def test_a_model_that_fails_in_evaluation_alone_is_told():

@@ -192,9 +192,13 @@ def test_whitened_patches_are_uncorrelated_and_come_with_their_negatives():
     with pytest.raises(ValueError, match="no whitening layer; those with whitened_ in their names have one"):
         create_model("speed_resnet").whiten(images)
     before = model.whitening.weight.clone()
-    for wrong in (images.byte(), images[0], images[:, :1], images / 0):
-        with pytest.raises(ValueError, match=r"whiten takes a batch of normalized images \(N, 3, H, W\)"):
+    for wrong in (images.byte(), images[0], images[:, :1], images[:0], images[..., :1], [images], images.numpy()):
+        with pytest.raises(
+            ValueError, match=r"whiten takes a batch of normalized images, floating point \(N, 3, H, W\)"
+        ):
             model.whiten(wrong)
+    with pytest.raises(ValueError, match="whiten was given images with NaN or infinite pixels"):
+        model.whiten(images / 0)
     assert torch.equal(model.whitening.weight, before)
 
 

@@ -90,10 +90,14 @@ def test_one_cycle_keeps_the_ratio_of_the_groups_and_a_rate_of_0():
         ({"peak_epoch": 6}, "peak_epoch is a number above 0 and below 6, not 6"),
         (
             {"peak_epoch": 0.1},
-            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); give a later peak_epoch=, a smaller",
+            r"peak_epoch=0.1 puts the peak on the first batch \(an epoch has 10\); give a later peak_epoch=",
+        ),
+        (
+            {"steps_per_epoch": 1, "epochs": 2, "peak_epoch": 1},
+            "a cycle takes three batches at least and the run has 2",
         ),
         ({"steps_per_epoch": 4, "peak_epoch": 0.3}, "puts the peak on the first batch"),
-        ({"peak_epoch": 5.97}, "puts the peak on the last batch .*; give an earlier peak_epoch=, a smaller batch"),
+        ({"peak_epoch": 5.97}, "puts the peak on the last batch .*; give an earlier peak_epoch= or a smaller"),
         ({"epochs": 0}, "epochs is a whole number from 1 up, not 0"),
     ],
 )

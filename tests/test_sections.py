@@ -135,9 +135,9 @@ def test_the_time_and_the_command_of_a_run_are_told(seconds, time):
 def test_below_the_curves_it_stands_what_was_scored_when():
     text = sections.curves({**RECORD, "results": {"split": "validation"}})
     assert text.startswith("![Loss and accuracy by epoch](figures/curves.png)\n\n")
-    assert "the validation after each epoch, with the averaged weights. So" in text
+    assert "the validation images are scored after each epoch, with the averaged weights. So they may" in text
     plain = {"settings": {**RECORD["settings"], "ema": None}, "results": {"split": "test"}}
-    assert "the test after each epoch. So it may be ahead" in sections.curves(plain)
+    assert "the test images are scored after each epoch. So they may be ahead" in sections.curves(plain)
 
 
 def test_the_log_is_that_of_the_terminal():

@@ -41,9 +41,8 @@ def create_model(name: str, **kwargs) -> nn.Module:
     """Build a model by name; the keyword arguments go to its constructor.
 
     Raises:
-        ValueError: the name is unknown; the nearest known one is named.
+        ValueError: the name is unknown, the nearest known one is named; or its constructor refuses an argument.
         TypeError: its constructor does not take an argument; those it takes are named.
-        Its constructor's errors, as of an unknown norm.
     """
     if name not in _MODELS:
         raise unknown_name("model", name, _MODELS)

@@ -126,12 +126,15 @@ class SpeedResNet(nn.Module):
         """
         if self.whitening is None:
             raise ValueError("this network has no whitening layer; those with whitened_ in their names have one")
-        shape = tuple(images.shape)
-        if not images.is_floating_point() or len(shape) != 4 or shape[1] != 3 or not images.isfinite().all():
+        found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        fits = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3
+        if not fits or not len(images) or min(images.shape[2:]) < 2:
             raise ValueError(
-                "whiten takes a batch of normalized images (N, 3, H, W), floating point and finite, as "
-                f"next(iter(data.train))[0], not {images.dtype} {shape}"
+                "whiten takes a batch of normalized images, floating point (N, 3, H, W), as "
+                f"next(iter(data.train))[0], not {found}"
             )
+        if not images.isfinite().all():
+            raise ValueError("whiten was given images with NaN or infinite pixels")
         self.whitening.whiten(images)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -55,7 +55,10 @@ class MovingAverage(AveragedModel):
 def check_average(average: object) -> None:
     """Raise TypeError unless what is to take in a model's weights does so, or is None."""
     if average is not None and not isinstance(average, AveragedModel):
-        raise TypeError(f"ema of train is a MovingAverage(model, 0.999), not {average!r}; fit takes the decay itself")
+        raise TypeError(
+            "ema of train is an eva_utils.utils.averaging.MovingAverage(model, 0.999) or torch's AveragedModel, not "
+            f"{average!r:.60}; fit is the one that takes a decay"
+        )
 
 
 @contextmanager

@@ -20,6 +20,10 @@ from .parts import is_shuffled, trainable_parameters
 LEAST_STEPS, OVERFIT_STEPS = 5, 60
 MOST_SECONDS = 40
 LARGEST = 30  # of a pixel, normalized: (1 - mean) / std stays below for any std above 1/30
+_FAILS_BACKWARD = {
+    "inplace operation": "forward() changes in place what its gradients need, as h += 1 after a sigmoid: h = h + 1",
+    "second time": "forward() keeps what it computed of the batch before, as a hidden state: detach() that",
+}
 NO_IMAGE_SHARED = "train and test share no image"
 
 
@@ -126,16 +130,17 @@ def learns_by_heart(trial: nn.Module, images: Tensor, labels: Tensor) -> list[Ch
     step, share, start = 0, 0.0, time.monotonic()
     for step in range(1, OVERFIT_STEPS + 1):
         optimizer.zero_grad()
-        outputs = trial(images)
-        if not outputs.requires_grad:
-            break
         try:
+            outputs = trial(images)
+            if not outputs.requires_grad:
+                break
             nn.functional.cross_entropy(outputs, labels).backward()
-        except RuntimeError as error:
+        except Exception as error:
             if not is_misfit(error):
                 raise
-            cause = "forward() changes in place what its gradients need, as h += 1 does after a sigmoid: h = h + 1"
-            return [Check("one batch can be learnt", False, f"the backward pass fails: {first_line(error)}", cause)]
+            found = f"training fails in step {step}: {type(error).__name__}: {first_line(error)}"
+            cause = next((cause for said, cause in _FAILS_BACKWARD.items() if said in str(error)), "")
+            return [Check("one batch can be learnt", False, found, cause)]
         optimizer.step()
         share = (outputs.argmax(1) == labels).float().mean().item()
         if step >= LEAST_STEPS and (share == 1 or time.monotonic() - start > MOST_SECONDS):

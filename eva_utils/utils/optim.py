@@ -78,11 +78,13 @@ def one_cycle(
     check_real("peak_epoch", peak_epoch, 0, epochs, open_low=True)
     steps = epochs * steps_per_epoch
     peak = round(peak_epoch * steps_per_epoch)  # of the steps the one with the highest rate, else it falls between two
+    if steps < 3:
+        raise ValueError(f"a cycle takes three batches at least and the run has {steps}; train longer")
     if not 1 < peak < steps:
+        place, advice = ("first", "a later") if peak <= 1 else ("last", "an earlier")
         raise ValueError(
-            f"peak_epoch={peak_epoch:g} puts the peak on the {'first' if peak <= 1 else 'last'} batch (an epoch has "
-            f"{steps_per_epoch}); give {'a later' if peak <= 1 else 'an earlier'} peak_epoch=, a smaller batch_size=, "
-            "or train longer"
+            f"peak_epoch={peak_epoch:g} puts the peak on the {place} batch (an epoch has {steps_per_epoch}); give "
+            f"{advice} peak_epoch= or a smaller batch_size="
         )
     return optim.lr_scheduler.OneCycleLR(
         optimizer,

@@ -78,7 +78,7 @@ class Predictions:
     """
 
     def __init__(
-        self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor, draws: "Draws | None" = None
+        self, loader: Any, probabilities: Tensor, predicted: Tensor, target: Tensor, draws: Draws | None = None
     ) -> None:
         self.probabilities, self.predicted, self.target = probabilities, predicted, target
         self._loader, self._draws = loader, draws

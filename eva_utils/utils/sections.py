@@ -99,8 +99,8 @@ def curves(record: dict) -> str:
     average = ", with the averaged weights" if record["settings"].get("ema") is not None else ""
     return (
         "![Loss and accuracy by epoch](figures/curves.png)\n\nTraining is scored batch by batch, on the images as the "
-        f"training loader gives them and while the weights change; the {record['results']['split']} after each "
-        f"epoch{average}. So it may be ahead of the training."
+        f"training loader gives them and while the weights change; the {record['results']['split']} images are scored "
+        f"after each epoch{average}. So they may be ahead."
     )
 
 

@@ -128,6 +128,10 @@ def step_names(step: nn.Module) -> list[str]:
     return getattr(step, "names", [type(step).__name__])
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 class RandomCrop(nn.Module):
     """Pad with black and cut out a window of the image's own size at a random place: `RandomCrop(32, padding=4)`.
 
@@ -168,7 +172,7 @@ class RandomRotate(nn.Module):
 
     def __init__(self, degrees: float = 5.0) -> None:
         super().__init__()
-        if not isinstance(degrees, numbers.Real) or not 0 <= degrees <= 180:
+        if not _is_number(degrees) or not 0 <= degrees <= 180:
             raise ValueError(f"degrees is the largest turn, from 0 to 180, not {degrees!r}")
         self.degrees: float = float(degrees)
 
@@ -189,9 +193,9 @@ class RandomHorizontalFlip(nn.Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not isinstance(p, numbers.Real) or not 0 <= p <= 1:
+        if not _is_number(p) or not 0 <= p <= 1:
             raise ValueError(f"p is a probability from 0 to 1, not {p!r}")
-        self.p: float = p
+        self.p: float = float(p)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return flip(images, torch.rand(images.shape[:-3], generator=generator, device=images.device) < self.p)
@@ -209,7 +213,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if not all(value > 0 for value in std):
+        if not all(float(value) > 0 for value in std):
             raise ValueError(f"every standard deviation must be above 0, got {tuple(std)}")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
 
