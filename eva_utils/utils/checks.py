@@ -32,10 +32,14 @@ def check_whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> 
     return int(value)
 
 
+def is_real(value: object) -> bool:
+    """Whether a value is a real number, Python's or numpy's, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_real(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """Return the value as Python's own, or raise ValueError unless it is from `low`, or above it, to below `high`."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    number = float(value) if is_real(value) else math.nan  # type: ignore[arg-type]
     if not (low <= number < high) or (open_low and number == low):
         bounds = f"{'above' if open_low else 'from'} {low:g}" + (f" and below {high:g}" if high < math.inf else " up")
         raise ValueError(f"{name} is a number {bounds.replace('above 0 up', 'above 0')}, not {value!r}")

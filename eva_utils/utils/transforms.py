@@ -7,7 +7,6 @@ into a `torchvision.transforms.v2.Compose` after `ToImage`.
 """
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_whole
+from .checks import check_whole, is_real
 from .cutout import Cutout
 from .names import unknown_name
 from .per_image import PerImage
@@ -128,10 +127,6 @@ def step_names(step: nn.Module) -> list[str]:
     return getattr(step, "names", [type(step).__name__])
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 class RandomCrop(nn.Module):
     """Pad with black and cut out a window of the image's own size at a random place: `RandomCrop(32, padding=4)`.
 
@@ -172,7 +167,7 @@ class RandomRotate(nn.Module):
 
     def __init__(self, degrees: float = 5.0) -> None:
         super().__init__()
-        if not _is_number(degrees) or not 0 <= degrees <= 180:
+        if not is_real(degrees) or not 0 <= degrees <= 180:
             raise ValueError(f"degrees is the largest turn, from 0 to 180, not {degrees!r}")
         self.degrees: float = float(degrees)
 
@@ -193,7 +188,7 @@ class RandomHorizontalFlip(nn.Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not _is_number(p) or not 0 <= p <= 1:
+        if not is_real(p) or not 0 <= p <= 1:
             raise ValueError(f"p is a probability from 0 to 1, not {p!r}")
         self.p: float = float(p)
 
