@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 import eva_utils as eva
 from eva_utils.utils.runtime import (
     autocast,
+    hardware,
     keep_freed_memory,
     move_images,
     pick_device,
@@ -148,7 +149,8 @@ def main():
         common.Row(f"bare forward pass, {auto}", f"{tested / taken['bare forward']:.0f} images/s"),
         common.at_least("evaluation against the bare forward pass", taken["bare forward"] / taken["test"], 0.95),
     ]
-    common.publish(f"Training speed, {args.model} with LayerNorm, recipe eva6_s8, batch 128", rows)
+    machine = hardware(device)["machine"]  # in the title, since on several the first ratio is the machine's
+    common.publish(f"Training speed on {machine}, {args.model} with LayerNorm, recipe eva6_s8, batch 128", rows)
 
 
 if __name__ == "__main__":
