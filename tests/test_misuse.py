@@ -10,6 +10,9 @@ from conftest import QUIET, TinyNet
 from eva_utils import main as engine
 from plain import assert_same_weights, new_loaders
 
+DECAYING = TinyNet()
+GROWING = torch.optim.SGD([{"params": list(DECAYING.parameters()), "weight_decay": -0.5}], lr=0.1)  # torch takes it
+
 
 @pytest.mark.parametrize(
     "model, optimizer, error, message",
@@ -18,6 +21,7 @@ from plain import assert_same_weights, new_loaders
         (TinyNet(), "sgd", TypeError, r"optimizer is a torch optimizer such as SGD.*, not 'sgd'"),
         (TinyNet(), torch.optim.SGD(TinyNet().parameters()), ValueError, "the optimizer holds no parameter of this"),
         (TinyNet().requires_grad_(False), None, ValueError, "the model has no trainable parameter"),
+        (DECAYING, GROWING, ValueError, r"weight decays are \[-0\.5\]; a negative one makes the weights grow"),
     ],
 )
 def test_train_refuses_what_would_not_learn(model, optimizer, error, message):
