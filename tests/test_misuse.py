@@ -35,6 +35,13 @@ def test_train_refuses_what_would_not_learn(model, optimizer, error, message):
         engine.train(TinyNet(), Unread([1]), optimizer, log=None)
 
 
+def test_an_optimizer_whose_weight_decay_is_none_trains(tiny_net):
+    groups = [{"params": list(tiny_net.parameters()), "weight_decay": None}]
+    optimizer, before = torch.optim.Rprop(groups, lr=0.1), copy.deepcopy(tiny_net)  # which has no decay of its own
+    engine.train(tiny_net, new_loaders()[0], optimizer, **QUIET)
+    assert not torch.equal(tiny_net.fc.weight, before.fc.weight)
+
+
 def test_test_refuses_what_is_no_model(loaders):
     with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not str; pass the model itself"):
         engine.test("resnet18", loaders[1])

@@ -180,7 +180,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if not all(math.isfinite(rate) for rate in rates):
         raise ValueError(f"the optimizer's learning rates are {rates}; give finite ones")
-    decays = [group.get("weight_decay", 0) for group in optimizer.param_groups]
+    decays = [group.get("weight_decay") or 0 for group in optimizer.param_groups]  # None is none, too
     if any(decay < 0 for decay in decays):
         raise ValueError(
             f"the optimizer's weight decays are {decays}; a negative one makes the weights grow: give 0 or more"
